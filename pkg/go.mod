@@ -1,0 +1,3 @@
+module github.com/livinguniverse/stoker/pkg
+
+go 1.26.0
