@@ -1,0 +1,134 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// call sends a JSON request and decodes the JSON answer. It is safe to use
+// from other goroutines: it reports instead of failing.
+func (d deployment) call(method, path string, body any) (status int, answer map[string]any, err error) {
+	var r io.Reader
+	if body != nil {
+		raw, err := json.Marshal(body)
+		if err != nil {
+			return 0, nil, err
+		}
+		r = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequest(method, d.http+path, r)
+	if err != nil {
+		return 0, nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return resp.StatusCode, nil, err
+	}
+	if len(raw) > 0 {
+		if err := json.Unmarshal(raw, &answer); err != nil {
+			return resp.StatusCode, nil, fmt.Errorf("%s %s answered %d %q: %w", method, path, resp.StatusCode, raw, err)
+		}
+	}
+	return resp.StatusCode, answer, nil
+}
+
+// must is call for a request that has to succeed.
+func (d deployment) must(t *testing.T, method, path string, body any) map[string]any {
+	t.Helper()
+	status, answer, err := d.call(method, path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status != http.StatusOK {
+		t.Fatalf("%s %s answered %d: %v", method, path, status, answer)
+	}
+	return answer
+}
+
+// eventTypes counts a session's events by type, from the first kept on.
+func (d deployment) eventTypes(t *testing.T, id string) map[string]int {
+	t.Helper()
+	counts := map[string]int{}
+	after := "0"
+	for {
+		page := d.must(t, http.MethodGet, "/v1/sessions/"+id+"/events?limit=1000&wait=1s&after="+after, nil)
+		events, _ := page["events"].([]any)
+		if len(events) == 0 {
+			return counts
+		}
+		for _, e := range events {
+			counts[e.(map[string]any)["type"].(string)]++
+		}
+		after = page["nextCursor"].(string)
+		if page["pollAfter"] != "0s" {
+			return counts
+		}
+	}
+}
+
+// metric sums the samples of a Prometheus metric whose labels contain every
+// given `name="value"`.
+func metric(t *testing.T, url, name string, labels ...string) float64 {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var sum float64
+	found := false
+	sc := bufio.NewScanner(resp.Body)
+	sc.Buffer(nil, 1<<20)
+next:
+	for sc.Scan() {
+		line := sc.Text()
+		if !strings.HasPrefix(line, name) || (line[len(name)] != '{' && line[len(name)] != ' ') {
+			continue
+		}
+		for _, l := range labels {
+			if !strings.Contains(line, l) {
+				continue next
+			}
+		}
+		v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+		if err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		sum += v
+		found = true
+	}
+	if !found && len(labels) == 0 {
+		t.Fatalf("%s has no metric %s", url, name)
+	}
+	return sum
+}
+
+// eventually waits until ok holds, for at most limit.
+func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %s: %s", limit, what)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
