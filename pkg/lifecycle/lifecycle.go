@@ -11,32 +11,33 @@ import (
 	"time"
 )
 
-// Group is a set of workers and closers. Workers run until the context ends or
-// one of them fails; closers then run one by one, the last registered first,
-// so that what was opened first is closed last.
+// Group is a stack of parts: workers, which run until they are told to stop,
+// and closers. When the context ends or a worker fails, the parts are taken
+// down one by one, the last registered first: a worker is cancelled and
+// awaited, a closer is called. So what was registered first, and others rest
+// on, goes last.
 //
 //	New -> Go/OnClose -> Run: running -> (ctx ends | a worker fails)
-//	    -> closers in reverse -> workers cancelled and awaited -> done
+//	    -> parts down in reverse -> done
 //
 // A Group is used once and is not safe for concurrent registration.
 type Group struct {
-	log     *slog.Logger
-	grace   time.Duration
-	workers []worker
-	closers []closer
+	log   *slog.Logger
+	grace time.Duration
+	parts []part
 }
 
-type worker struct {
-	name string
-	run  func(ctx context.Context) error
-}
-
-type closer struct {
+// part is a worker (run) or a closer (close).
+type part struct {
 	name  string
+	run   func(ctx context.Context) error
 	close func(ctx context.Context) error
+
+	cancel context.CancelFunc
+	done   chan struct{}
 }
 
-// NewGroup returns an empty group whose closers have grace in all.
+// NewGroup returns an empty group that has grace in all to go down.
 func NewGroup(log *slog.Logger, grace time.Duration) *Group {
 	return &Group{log: log, grace: grace}
 }
@@ -44,67 +45,79 @@ func NewGroup(log *slog.Logger, grace time.Duration) *Group {
 // Go registers a worker. It must return soon after its context ends; returning
 // nil before is fine and stops nobody else.
 func (g *Group) Go(name string, run func(ctx context.Context) error) {
-	g.workers = append(g.workers, worker{name, run})
+	g.parts = append(g.parts, part{name: name, run: run})
 }
 
-// OnClose registers a closer. It runs while the workers registered before it
-// still run; its context ends when the group's grace is over.
+// OnClose registers a closer. Its context ends when the group's grace is over.
 func (g *Group) OnClose(name string, closeFn func(ctx context.Context) error) {
-	g.closers = append(g.closers, closer{name, closeFn})
+	g.parts = append(g.parts, part{name: name, close: closeFn})
 }
 
 // Run starts the workers and blocks until everything is down. It returns the
 // joined errors of workers and closers; the end of ctx is no error.
 func (g *Group) Run(ctx context.Context) error {
-	// Workers outlive ctx until the closers have run: a server has to answer
-	// what it accepted before the stores under it go away.
-	working, cancelWorkers := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancelWorkers()
+	// Parts outlive ctx until it is their turn: a server has to answer what it
+	// accepted before the store under it goes away.
+	detached := context.WithoutCancel(ctx)
 	stop, requestStop := context.WithCancel(ctx)
 	defer requestStop()
-
 	var (
-		wg   sync.WaitGroup
 		mu   sync.Mutex
 		errs []error
 	)
-	fail := func(what, name string, err error) {
+	fail := func(what, name string, err error) bool {
 		if err == nil || errors.Is(err, context.Canceled) {
-			return
+			return false
 		}
 		mu.Lock()
 		defer mu.Unlock()
 		errs = append(errs, fmt.Errorf("%s %s: %w", what, name, err))
+		return true
 	}
-	for _, w := range g.workers {
-		wg.Go(func() {
-			if err := recovered(working, w); err != nil {
-				fail("run", w.name, err)
+	for i := range g.parts {
+		p := &g.parts[i]
+		if p.run == nil {
+			continue
+		}
+		working, cancel := context.WithCancel(detached)
+		p.cancel, p.done = cancel, make(chan struct{})
+		go func() {
+			defer close(p.done)
+			if fail("run", p.name, recovered(working, p.run)) {
 				requestStop()
 			}
-		})
+		}()
 	}
 	<-stop.Done()
 
-	closing, cancelClosing := context.WithTimeout(context.WithoutCancel(ctx), g.grace)
-	defer cancelClosing()
-	for i := len(g.closers) - 1; i >= 0; i-- {
-		c := g.closers[i]
-		g.log.DebugContext(closing, "closing", slog.String("part", c.name))
-		fail("close", c.name, c.close(closing))
+	closing, cancel := context.WithTimeout(detached, g.grace)
+	defer cancel()
+	for i := len(g.parts) - 1; i >= 0; i-- {
+		p := &g.parts[i]
+		g.log.DebugContext(closing, "stopping", slog.String("part", p.name))
+		if p.close != nil {
+			fail("close", p.name, p.close(closing))
+			continue
+		}
+		p.cancel()
+		select {
+		case <-p.done:
+		case <-closing.Done():
+			fail("stop", p.name, closing.Err())
+		}
 	}
-	cancelWorkers()
-	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
 	return errors.Join(errs...)
 }
 
 // recovered turns a worker's panic into an error, so that the others are still
 // closed in order.
-func recovered(ctx context.Context, w worker) (err error) {
+func recovered(ctx context.Context, run func(context.Context) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	return w.run(ctx)
+	return run(ctx)
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -208,4 +209,17 @@ func (t *Telemetry) metrics(ctx context.Context, _ Config, res *resource.Resourc
 	t.Metrics = promhttp.HandlerFor(registry, promhttp.HandlerOpts{Registry: registry})
 	t.shutdown = append(t.shutdown, p.Shutdown)
 	return nil
+}
+
+// Run sets telemetry up, runs a process with it, and shuts it down after, with
+// up to 5 s to send what is left.
+func Run(ctx context.Context, cfg Config, logTo io.Writer, process func(tel *Telemetry) error) error {
+	tel, err := Setup(ctx, cfg, logTo)
+	if err != nil {
+		return err
+	}
+	err = process(tel)
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	return errors.Join(err, tel.Shutdown(closing))
 }

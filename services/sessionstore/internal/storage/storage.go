@@ -8,6 +8,9 @@ package storage
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/types/known/structpb"
@@ -46,6 +49,9 @@ type Status struct {
 	Err error
 	// Durable says that acknowledged writes survive a crash of the process.
 	Durable bool
+	// Entries counts what is kept per session, index entries included; -1 where
+	// the backend cannot tell cheaply.
+	Entries int64
 }
 
 // Sessions creates, reads and changes single sessions.
@@ -308,4 +314,24 @@ type Policies interface {
 type PolicyPage struct {
 	Policies []*sessionv1.ProjectPolicy
 	Next     string
+}
+
+// Labels returns a session's labels after the update, or an InvalidError when
+// there would be more than MaxLabels.
+func (u Update) Labels(old map[string]string) (map[string]string, error) {
+	if !u.ReplaceLabels && len(u.SetLabels) == 0 && len(u.DeleteLabels) == 0 {
+		return old, nil
+	}
+	out := map[string]string{}
+	if !u.ReplaceLabels {
+		maps.Copy(out, old)
+	}
+	maps.Copy(out, u.SetLabels)
+	for _, k := range u.DeleteLabels {
+		delete(out, k)
+	}
+	if u.MaxLabels > 0 && len(out) > u.MaxLabels {
+		return nil, &InvalidError{Field: "session.labels", Value: strconv.Itoa(len(out)), Want: fmt.Sprintf("at most %d labels", u.MaxLabels)}
+	}
+	return out, nil
 }

@@ -1,0 +1,324 @@
+package tracker
+
+import (
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/activity/internal/explain"
+	"github.com/livinguniverse/stoker/services/activity/internal/policy"
+)
+
+// Config of a Tracker; durations are at least a millisecond.
+type Config struct {
+	// Rules are those of sessions whose policy has none.
+	Rules *policy.Rules
+	// Flush is how long activity waits for more to be reported with it.
+	Flush time.Duration
+	// RetryDelay is the pause before a session is asked about again that the
+	// store could not answer for.
+	RetryDelay time.Duration
+	// MaxTracked bounds the sessions; more are held only while they all wait
+	// for the store.
+	MaxTracked int
+	// ForgetAfter is how long a session with nothing to report is kept.
+	ForgetAfter time.Duration
+	// Decisions receives what was decided; it must not call back.
+	Decisions *explain.Log
+}
+
+// pastDeadline is how long a session is kept past its deadline: late activity
+// may still revive it until it is swept.
+const pastDeadline = int64(time.Minute / time.Millisecond)
+
+// Tracker is safe for concurrent use.
+type Tracker struct {
+	flush, retry, forgetAfter int64
+	maxTracked                int
+	interner                  *policy.Interner
+	decisions                 *explain.Log
+
+	mu       sync.Mutex
+	sessions map[string]*session
+	// kinds holds the counts of kinds beyond a session's inline ones.
+	kinds    map[*session]map[uint8]uint32
+	shards   map[int32]*shardQueue
+	seen     map[int32]place
+	assigned map[int32]bool
+
+	outstanding int
+
+	idle, unresolved, askAgain sessionList
+	ready, waiting, retries    deliveryList
+	timed                      dueHeap
+	sweepAt                    *session
+	free                       []*delivery
+	stats                      Stats
+}
+
+// New returns an empty tracker.
+func New(cfg Config) *Tracker {
+	return &Tracker{
+		flush: cfg.Flush.Milliseconds(), retry: cfg.RetryDelay.Milliseconds(), forgetAfter: cfg.ForgetAfter.Milliseconds(),
+		maxTracked: cfg.MaxTracked,
+		interner:   policy.NewInterner(cfg.Rules),
+		decisions:  cfg.Decisions,
+		sessions:   map[string]*session{},
+		kinds:      map[*session]map[uint8]uint32{},
+		shards:     map[int32]*shardQueue{},
+		seen:       map[int32]place{},
+		assigned:   map[int32]bool{},
+		idle:       sessionList{name: inIdle},
+		unresolved: sessionList{name: inUnresolved},
+		askAgain:   sessionList{name: inAskAgain},
+		ready:      deliveryList{name: inReady},
+		waiting:    deliveryList{name: inWaiting},
+		retries:    deliveryList{name: inRetry},
+		stats:      Stats{Counted: make([]uint64, len(policy.Labels()))},
+	}
+}
+
+// Observe takes entries in the order in which the feed delivered them.
+func (t *Tracker) Observe(entries []*sessionv1.FeedEntry, now int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, e := range entries {
+		t.observe(e, now)
+	}
+}
+
+func (t *Tracker) observe(e *sessionv1.FeedEntry, now int64) {
+	ev := e.GetEvent()
+	at := sighting{event: ev, time: millis(ev.GetTime()), appended: millis(e.GetAppendTime())}
+	if at.appended == 0 {
+		at.appended = now
+	}
+	if at.time == 0 {
+		at.time = at.appended
+	}
+	at.again = t.seenBefore(e)
+
+	s := t.sessions[e.GetSessionId()]
+	var seq uint32
+	wait := false
+	switch kind := lifecycle(ev.GetType()); {
+	case kind != notLifecycle:
+		t.stats.Lifecycle++
+		t.lifecycle(s, e, kind)
+	case s == nil:
+		s = t.add(e)
+		fallthrough
+	case s.terms == nil:
+		s.seq++
+		s.pending.held = append(s.pending.held, heldEvent{sighting: at, seq: s.seq})
+		s.touched = now
+		seq, wait = s.seq, true
+	default:
+		seq, wait = t.count(s, at, 0, now)
+	}
+
+	q := t.shards[e.GetShard()]
+	if q == nil {
+		q = &shardQueue{}
+		t.shards[e.GetShard()] = q
+	}
+	switch {
+	case wait:
+		q.push(entry{cursor: e.GetCursor(), s: s, seq: seq, appended: at.appended})
+		t.outstanding++
+	case q.len() == 0:
+		q.ack, q.dirty = e.GetCursor(), true
+	default:
+		q.push(entry{cursor: e.GetCursor(), appended: at.appended})
+		t.outstanding++
+	}
+}
+
+// seenBefore says whether an entry was observed before: its shard's entries
+// come in order, so whatever is not after the last one comes again.
+func (t *Tracker) seenBefore(e *sessionv1.FeedEntry) bool {
+	p, ok := parsePlace(e.GetCursor())
+	if !ok {
+		return false
+	}
+	if last := t.seen[e.GetShard()]; !p.after(last) {
+		t.stats.Redelivered++
+		return true
+	}
+	t.seen[e.GetShard()] = p
+	return false
+}
+
+// sighting is an event with what the feed says about it.
+type sighting struct {
+	event    *sessionv1.Event
+	time     int64
+	appended int64
+	again    bool
+}
+
+// heldEvent waits for its session to be resolved.
+type heldEvent struct {
+	sighting
+	seq uint32
+}
+
+// count judges an event of a resolved session. It returns the number of the
+// entry and whether it has to wait for an answer; seq is its number where it
+// has one already, else 0.
+func (t *Tracker) count(s *session, at sighting, seq uint32, now int64) (uint32, bool) {
+	s.touched = now
+	st := s.state()
+	d := policy.Decide(&st, policy.Event{Type: at.event.GetType(), Origin: at.event.GetOrigin(), Time: at.time}, now, t.flush)
+	if d.Verdict != policy.Counts {
+		if !at.again {
+			t.stats.Ignored++
+		}
+		t.note(s, at, d.Verdict, now)
+		return 0, false
+	}
+	if !at.again {
+		t.tally(s, d.Kind)
+	}
+	if at.time >= s.last {
+		s.last, s.lastKind = at.time, d.Kind
+	}
+	// What is not later than an activity that the store has judged cannot
+	// change anything there, except under EVERY_ACTIVITY.
+	if at.time <= s.delivered && (at.again || s.terms.Strategy != sessionv1.TTLPolicy_EVERY_ACTIVITY) {
+		return 0, false
+	}
+	if seq == 0 {
+		s.seq++
+		if s.seq == 0 { // 0 stands for no number
+			s.seq++
+		}
+		seq = s.seq
+	}
+	p := s.pending
+	if p == nil {
+		p = t.take(s, now)
+		s.pending = p
+		if s.in == inIdle {
+			t.unlink(s)
+		}
+	}
+	p.merge(activity{time: at.time, eventID: at.event.GetId(), kind: d.Kind}, s.deadline)
+	p.coalesced++
+	p.to = seq
+	if tp := at.event.GetTraceparent(); tp != "" {
+		p.link(parseLink(tp))
+	}
+	if s.flight == nil {
+		t.schedule(p, d.Due, now)
+	}
+	return seq, true
+}
+
+func (t *Tracker) tally(s *session, kind uint8) {
+	t.stats.Counted[s.terms.Rules.Label(kind)]++
+	if kind < inlineKinds {
+		s.counts[kind]++
+		return
+	}
+	more := t.kinds[s]
+	if more == nil {
+		more = map[uint8]uint32{}
+		t.kinds[s] = more
+	}
+	more[kind]++
+}
+
+// note explains once, between two answers, that an event did not count.
+func (t *Tracker) note(s *session, at sighting, v policy.Verdict, now int64) {
+	if s.noted || t.decisions == nil {
+		return
+	}
+	s.noted = true
+	reason := "not asked: no activity rule matches " + at.event.GetType()
+	switch v {
+	case policy.Automated:
+		reason = "not asked: " + at.event.GetType() + " is automated by the activity rules"
+	case policy.System:
+		reason = "not asked: " + at.event.GetType() + " came from an internal service"
+	case policy.Counts, policy.Unmatched, policy.Lifecycle:
+	}
+	t.decisions.Add(s.id, explain.Decision{Time: now, Activity: at.time, EventID: at.event.GetId(), Reason: reason, Coalesced: 1})
+}
+
+type lifecycleKind uint8
+
+const (
+	notLifecycle lifecycleKind = iota
+	over
+	deleted
+	extended
+	otherLifecycle
+)
+
+func lifecycle(eventType string) lifecycleKind {
+	const prefix = "session:"
+	if len(eventType) < len(prefix) || eventType[:len(prefix)] != prefix {
+		return notLifecycle
+	}
+	switch eventType {
+	case policy.TypeSubscribe:
+		return notLifecycle
+	case policy.TypeEnded, policy.TypeExpired:
+		return over
+	case policy.TypeDeleted:
+		return deleted
+	case policy.TypeExtended:
+		return extended
+	default:
+		return otherLifecycle
+	}
+}
+
+func (t *Tracker) lifecycle(s *session, e *sessionv1.FeedEntry, kind lifecycleKind) {
+	if kind == deleted && t.decisions != nil {
+		t.decisions.Forget(e.GetSessionId())
+	}
+	if s == nil {
+		return
+	}
+	switch kind {
+	case over, deleted:
+		t.forget(s)
+	case extended:
+		if s.terms != nil {
+			s.refreshFrom(e.GetEvent().GetData())
+		}
+	case notLifecycle, otherLifecycle:
+	}
+}
+
+// refreshFrom learns from the numbers of a session:extended event. They may be
+// older than what is known: deadlines and counts only ever grow.
+func (s *session) refreshFrom(data *structpb.Value) {
+	f := data.GetStructValue().GetFields()
+	if after := parseTime(f["after"].GetStringValue()); after > s.deadline {
+		s.deadline = after
+	}
+	if cause := parseTime(f["activityTime"].GetStringValue()); cause > s.lastCause {
+		s.lastCause = cause
+	}
+	if n := f["extensionCount"]; n != nil && n.GetNumberValue() >= float64(s.terms.Max) {
+		s.capped = true
+	}
+}
+
+func parseTime(s string) int64 {
+	at, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return 0
+	}
+	return at.UnixMilli()
+}
+
+func millis(ts *timestamppb.Timestamp) int64 {
+	return ts.GetSeconds()*1000 + int64(ts.GetNanos())/1e6
+}

@@ -1,0 +1,128 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// Metrics counts what the handlers and the sweeper do.
+type Metrics struct {
+	sessions   metric.Int64Counter
+	events     metric.Int64Counter
+	extends    metric.Int64Counter
+	extendRPCs metric.Int64Counter
+	swept      metric.Int64Counter
+	waiters    metric.Int64UpDownCounter
+	watchers   metric.Int64UpDownCounter
+	outcomes   map[outcomeKey]metric.MeasurementOption
+}
+
+type outcomeKey struct {
+	outcome sessionv1.ExtendTTLResponse_Outcome
+	kind    string
+}
+
+// knownKinds bounds the label: a kind that a policy made up counts as other.
+var knownKinds = []string{"", "event", "input", "step_progress", "command", "chain", "chat", "file", "subscription"}
+
+// NewMetrics registers the instruments; store is asked when they are read.
+func NewMetrics(provider metric.MeterProvider, store storage.Store) (*Metrics, error) {
+	m := provider.Meter("github.com/livinguniverse/stoker/services/sessionstore")
+	out := &Metrics{outcomes: map[outcomeKey]metric.MeasurementOption{}}
+	var errs []error
+	counter := func(name, help string) metric.Int64Counter {
+		c, err := m.Int64Counter(name, metric.WithDescription(help))
+		errs = append(errs, err)
+		return c
+	}
+	gauge := func(name, help string) metric.Int64UpDownCounter {
+		c, err := m.Int64UpDownCounter(name, metric.WithDescription(help))
+		errs = append(errs, err)
+		return c
+	}
+	out.sessions = counter("stoker_sessions_created", "Sessions created.")
+	out.events = counter("stoker_events_appended", "Events appended by clients.")
+	out.extends = counter("stoker_extend_ttl", "Judged activities by outcome and kind.")
+	out.extendRPCs = counter("stoker_extend_ttl_calls", "Calls of ExtendTTL and BatchExtendTTL.")
+	out.swept = counter("stoker_swept", "What sweeps did, by action.")
+	out.waiters = gauge("stoker_long_polls", "Long polls that wait now.")
+	out.watchers = gauge("stoker_watches", "Watches that are open now.")
+	for o := range sessionv1.ExtendTTLResponse_Outcome_name {
+		for _, k := range append(slices.Clone(knownKinds), "other") {
+			key := outcomeKey{sessionv1.ExtendTTLResponse_Outcome(o), k}
+			out.outcomes[key] = metric.WithAttributeSet(attribute.NewSet(
+				attribute.String("outcome", key.outcome.String()), attribute.String("kind", k)))
+		}
+	}
+	errs = append(errs, observe(m, store))
+	return out, errors.Join(errs...)
+}
+
+// observe registers what is read from the store itself.
+func observe(m metric.Meter, store storage.Store) error {
+	entries, err1 := m.Int64ObservableGauge("stoker_store_entries", metric.WithDescription("What the embedded store keeps per session, index entries included."))
+	lag, err2 := m.Int64ObservableGauge("stoker_feed_lag", metric.WithDescription("Feed entries not yet acknowledged, by group."))
+	age, err3 := m.Float64ObservableGauge("stoker_feed_watermark_age", metric.WithUnit("s"), metric.WithDescription("Age of the oldest watermark, by group."))
+	_, err4 := m.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if n := store.Status(ctx).Entries; n >= 0 {
+			o.ObserveInt64(entries, n)
+		}
+		groups, err := store.Groups(ctx)
+		if err != nil {
+			return err
+		}
+		lags, oldest := map[string]int64{}, map[string]time.Duration{}
+		for _, g := range groups {
+			lags[g.Group] += g.Lag + g.Pending
+			oldest[g.Group] = max(oldest[g.Group], time.Since(g.Watermark))
+		}
+		for g := range lags {
+			at := metric.WithAttributes(attribute.String("group", g))
+			o.ObserveInt64(lag, lags[g], at)
+			o.ObserveFloat64(age, oldest[g].Seconds(), at)
+		}
+		return nil
+	}, entries, lag, age)
+	return errors.Join(err1, err2, err3, err4)
+}
+
+func (m *Metrics) created(ctx context.Context)         { m.sessions.Add(ctx, 1) }
+func (m *Metrics) appended(ctx context.Context, n int) { m.events.Add(ctx, int64(n)) }
+func (m *Metrics) extended(ctx context.Context) { m.extendRPCs.Add(ctx, 1) }
+
+func (m *Metrics) outcome(ctx context.Context, o sessionv1.ExtendTTLResponse_Outcome, kind string) {
+	if !slices.Contains(knownKinds, kind) {
+		kind = "other"
+	}
+	m.extends.Add(ctx, 1, m.outcomes[outcomeKey{o, kind}])
+}
+
+// waiting counts a long poll until the returned function is called.
+func (m *Metrics) waiting(ctx context.Context) func() {
+	m.waiters.Add(ctx, 1)
+	return func() { m.waiters.Add(ctx, -1) }
+}
+
+func (m *Metrics) watching(ctx context.Context) func() {
+	m.watchers.Add(ctx, 1)
+	return func() { m.watchers.Add(ctx, -1) }
+}
+
+// Swept counts what a sweep did.
+func (m *Metrics) Swept(ctx context.Context, r storage.SweepResult) {
+	for action, n := range map[string]int{"warned": r.Warned, "expired": r.Expired, "purged": r.Purged, "trimmed": r.Trimmed} {
+		if n > 0 {
+			m.swept.Add(ctx, int64(n), metric.WithAttributes(attribute.String("action", action)))
+		}
+	}
+}

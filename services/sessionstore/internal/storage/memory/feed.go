@@ -1,0 +1,429 @@
+package memory
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+const (
+	// keepFeed is how long after settle_max an entry is dropped even though a
+	// group has not acknowledged it, in milliseconds.
+	keepFeed = 3600_000
+	// keepUngrouped is how many entries a shard keeps while no group reads it.
+	keepUngrouped = 1000
+)
+
+// feed is the feed of one shard, guarded by its lock.
+type feed struct {
+	entries []feedEntry
+	last    storage.Cursor
+	// acked is how far each group has acknowledged.
+	acked map[string]storage.Cursor
+	// readers hold this shard's leases, one for each group at most.
+	readers []*reader
+}
+
+type feedEntry struct {
+	at    storage.Cursor
+	entry *sessionv1.FeedEntry
+}
+
+// append adds an entry and wakes who reads the shard.
+func (f *feed) append(shard int, now int64, id string, e *sessionv1.Event) *sessionv1.FeedEntry {
+	at := next(f.last, now)
+	entry := &sessionv1.FeedEntry{
+		Shard: int32(shard), Cursor: at.String(), SessionId: id, Event: e, AppendTime: lifetime.Time(now),
+	}
+	f.put(at, entry)
+	for _, r := range f.readers {
+		r.wake()
+	}
+	return entry
+}
+
+func (f *feed) put(at storage.Cursor, entry *sessionv1.FeedEntry) {
+	f.last = at
+	f.entries = append(f.entries, feedEntry{at, entry})
+}
+
+// after returns the index of the first entry after a cursor.
+func (f *feed) after(c storage.Cursor) int {
+	i, found := slices.BinarySearchFunc(f.entries, c, func(e feedEntry, c storage.Cursor) int { return e.at.Compare(c) })
+	if found {
+		i++
+	}
+	return i
+}
+
+// watermarkOf is the append time of the first entry that a group has not
+// acknowledged, now when there is none.
+func (f *feed) watermarkOf(group string, now int64) int64 {
+	if i := f.after(f.acked[group]); i < len(f.entries) {
+		return f.entries[i].at.Millis
+	}
+	return now
+}
+
+// watermark is the least of all groups; with no group nothing is waited for.
+func (f *feed) watermark(now int64) int64 {
+	least := int64(1<<63 - 1)
+	for g := range f.acked {
+		// An idle group is up to date beyond now: it has nothing to read.
+		if i := f.after(f.acked[g]); i < len(f.entries) {
+			least = min(least, f.entries[i].at.Millis)
+		}
+	}
+	return least
+}
+
+// trim drops what every group has acknowledged, and everything before a time.
+func (f *feed) trim(before int64) int {
+	drop := len(f.entries)
+	if len(f.acked) == 0 {
+		drop = max(0, len(f.entries)-keepUngrouped)
+	} else {
+		for g := range f.acked {
+			drop = min(drop, f.after(f.acked[g]))
+		}
+	}
+	for drop < len(f.entries) && f.entries[drop].at.Millis < before {
+		drop++
+	}
+	if drop > 0 {
+		f.entries = slices.Clone(f.entries[drop:])
+	}
+	return drop
+}
+
+// feeds shares the shards out among the readers of each group.
+type feeds struct {
+	mu     sync.Mutex
+	groups map[string]*group
+}
+
+type group struct {
+	readers []*reader
+	owners  []*reader // by shard
+}
+
+// reader is one consumer's place in a group.
+type reader struct {
+	store    *Store
+	group    string
+	consumer string
+	signal   chan struct{} // buffered: a wake-up is never lost
+	closed   chan struct{}
+	once     sync.Once
+
+	mu      sync.Mutex
+	shards  []int
+	changed bool
+	// delivered is how far each leased shard was handed out.
+	delivered map[int]storage.Cursor
+	turn      int
+}
+
+func (r *reader) wake() {
+	select {
+	case r.signal <- struct{}{}:
+	default:
+	}
+}
+
+// OpenFeed joins a group.
+func (s *Store) OpenFeed(ctx context.Context, groupName, consumer string) (storage.FeedReader, error) {
+	if err := s.writable(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.register(ctx, groupName); err != nil {
+		return nil, err
+	}
+	r := &reader{
+		store: s, group: groupName, consumer: consumer,
+		signal: make(chan struct{}, 1), closed: make(chan struct{}), delivered: map[int]storage.Cursor{},
+	}
+	f := &s.feeds
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	g := f.groups[groupName]
+	if g == nil {
+		g = &group{owners: make([]*reader, len(s.shards))}
+		f.groups[groupName] = g
+	}
+	for _, old := range slices.Clone(g.readers) {
+		if old.consumer == consumer {
+			g.drop(old)
+			old.shut()
+		}
+	}
+	g.readers = append(g.readers, r)
+	s.share(groupName, g)
+	return r, nil
+}
+
+// register makes a new group start at what is appended from now on.
+func (s *Store) register(ctx context.Context, name string) error {
+	for _, sh := range s.shards {
+		sh.mu.Lock()
+		if _, ok := sh.feed.acked[name]; ok {
+			sh.mu.Unlock()
+			continue
+		}
+		sh.feed.acked[name] = sh.feed.last
+		tx := s.begin(sh)
+		tx.acked(name, sh.feed.last)
+		if err := s.commit(ctx, tx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *group) drop(r *reader) {
+	g.readers = slices.DeleteFunc(g.readers, func(x *reader) bool { return x == r })
+}
+
+// share gives each reader its fair part of the shards, moving as few as it
+// can. f.mu must be held.
+func (s *Store) share(name string, g *group) {
+	if n := len(g.readers); n > 0 {
+		quota := func(i int) int { return len(s.shards)/n + b2i(i < len(s.shards)%n) }
+		left := map[*reader]int{}
+		for i, r := range g.readers {
+			left[r] = quota(i)
+		}
+		var free []int
+		for shard, r := range g.owners {
+			if left[r] > 0 {
+				left[r]--
+				continue
+			}
+			free = append(free, shard)
+		}
+		for _, r := range g.readers {
+			for ; left[r] > 0; left[r]-- {
+				g.owners[free[0]] = r
+				free = free[1:]
+			}
+		}
+	} else {
+		clear(g.owners)
+	}
+	for shard, owner := range g.owners {
+		s.shards[shard].lease(name, owner)
+	}
+	for _, r := range g.readers {
+		var mine []int
+		for shard, owner := range g.owners {
+			if owner == r {
+				mine = append(mine, shard)
+			}
+		}
+		r.assign(mine)
+	}
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// lease makes r, which may be nil, the only reader of a group on the shard.
+func (sh *shard) lease(group string, r *reader) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	readers := slices.DeleteFunc(slices.Clone(sh.feed.readers), func(x *reader) bool { return x.group == group })
+	if r != nil {
+		readers = append(readers, r)
+	}
+	sh.feed.readers = readers
+}
+
+// assign tells a reader its shards. A shard it did not have starts again at
+// what its group has acknowledged.
+func (r *reader) assign(shards []int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if slices.Equal(r.shards, shards) {
+		return
+	}
+	delivered := map[int]storage.Cursor{}
+	for _, n := range shards {
+		if at, ok := r.delivered[n]; ok {
+			delivered[n] = at
+			continue
+		}
+		sh := r.store.shards[n]
+		sh.mu.Lock()
+		delivered[n] = sh.feed.acked[r.group]
+		sh.mu.Unlock()
+	}
+	r.shards, r.delivered, r.changed = shards, delivered, true
+	r.wake()
+}
+
+// Next blocks until there is something to tell.
+func (r *reader) Next(ctx context.Context, limit int) (storage.FeedBatch, error) {
+	for {
+		select {
+		case <-r.closed:
+			return storage.FeedBatch{}, storage.ErrClosed
+		default:
+		}
+		if b := r.take(limit); b.Changed || len(b.Entries) > 0 {
+			return b, nil
+		}
+		select {
+		case <-r.signal:
+		case <-r.closed:
+		case <-ctx.Done():
+			return storage.FeedBatch{}, ctx.Err()
+		}
+	}
+}
+
+// take returns what is there now, in turn over the shards so that a busy one
+// does not starve the rest.
+func (r *reader) take(limit int) storage.FeedBatch {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b := storage.FeedBatch{Changed: r.changed}
+	if r.changed {
+		b.Shards, r.changed = slices.Clone(r.shards), false
+	}
+	for range r.shards {
+		if len(b.Entries) >= limit {
+			r.wake() // the rest waits for the next call
+			break
+		}
+		n := r.shards[r.turn%len(r.shards)]
+		r.turn++
+		sh := r.store.shards[n]
+		sh.mu.Lock()
+		from := sh.feed.after(r.delivered[n])
+		to := min(len(sh.feed.entries), from+limit-len(b.Entries))
+		for _, e := range sh.feed.entries[from:to] {
+			b.Entries = append(b.Entries, e.entry)
+			r.delivered[n] = e.at
+		}
+		if to < len(sh.feed.entries) {
+			r.wake()
+		}
+		sh.mu.Unlock()
+	}
+	return b
+}
+
+// Ack moves the group's cursor forward.
+func (r *reader) Ack(ctx context.Context, acks []storage.FeedAck) error {
+	s := r.store
+	if err := s.writable(ctx); err != nil {
+		return err
+	}
+	for _, a := range acks {
+		at, err := storage.ParseCursor("acks.cursor", a.Cursor)
+		if err != nil {
+			return err
+		}
+		if a.Shard < 0 || a.Shard >= len(s.shards) {
+			return &storage.InvalidError{Field: "acks.shard", Want: "a shard that this stream delivered"}
+		}
+		sh := s.shards[a.Shard]
+		sh.mu.Lock()
+		if at.Compare(sh.feed.last) > 0 {
+			sh.mu.Unlock()
+			return &storage.InvalidError{Field: "acks.cursor", Value: storage.Shorten(a.Cursor), Want: "a cursor that this stream delivered"}
+		}
+		if at.Compare(sh.feed.acked[r.group]) <= 0 {
+			sh.mu.Unlock()
+			continue
+		}
+		sh.feed.acked[r.group] = at
+		tx := s.begin(sh)
+		tx.acked(r.group, at)
+		// No wait for the disk: an acknowledgement that is lost makes an entry
+		// come again, which is harmless.
+		if _, err := s.write(tx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close leaves the group.
+func (r *reader) Close() error {
+	f := &r.store.feeds
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r.shut() {
+		if g := f.groups[r.group]; g != nil {
+			g.drop(r)
+			r.store.share(r.group, g)
+		}
+	}
+	return nil
+}
+
+// shut ends Next; it says whether this call did it.
+func (r *reader) shut() (first bool) {
+	r.once.Do(func() {
+		close(r.closed)
+		first = true
+	})
+	return first
+}
+
+func (f *feeds) closeAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, g := range f.groups {
+		for _, r := range g.readers {
+			r.shut()
+		}
+	}
+}
+
+// Groups tells how far each group has come.
+func (s *Store) Groups(ctx context.Context) ([]storage.GroupState, error) {
+	if err := s.usable(ctx); err != nil {
+		return nil, err
+	}
+	now := s.now()
+	f := &s.feeds
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []storage.GroupState
+	for n, sh := range s.shards {
+		// A reader's lock comes before a shard's.
+		places := map[string]storage.Cursor{}
+		for name, g := range f.groups {
+			if r := g.owners[n]; r != nil {
+				r.mu.Lock()
+				places[name] = r.delivered[n]
+				r.mu.Unlock()
+			}
+		}
+		sh.mu.Lock()
+		for name, acked := range sh.feed.acked {
+			st := storage.GroupState{Group: name, Shard: n}
+			unacked := int64(len(sh.feed.entries) - sh.feed.after(acked))
+			st.Lag = unacked
+			if g := f.groups[name]; g != nil && g.owners[n] != nil {
+				st.Consumer = g.owners[n].consumer
+				st.Lag = min(unacked, int64(len(sh.feed.entries)-sh.feed.after(places[name])))
+			}
+			st.Pending = unacked - st.Lag
+			st.Watermark = lifetime.Time(sh.feed.watermarkOf(name, now)).AsTime()
+			out = append(out, st)
+		}
+		sh.mu.Unlock()
+	}
+	return out, nil
+}

@@ -1,0 +1,186 @@
+package memory
+
+import (
+	"context"
+	"errors"
+
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// Extend judges activities.
+func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage.ExtendResult, error) {
+	if err := s.writable(ctx); err != nil {
+		return nil, err
+	}
+	out := make([]storage.ExtendResult, len(items))
+	last := uint64(0)
+	for i, a := range items {
+		var seq uint64
+		out[i].Response, seq, out[i].Err = s.extend(a)
+		last = max(last, seq)
+	}
+	// One wait for all: the log's order is the order of the items.
+	if err := s.settle(ctx, last); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (s *Store) extend(a storage.Activity) (*sessionv1.ExtendTTLResponse, uint64, error) {
+	sh := s.shardOf(a.SessionID)
+	if sh == nil {
+		return missing(), 0, nil
+	}
+	now := s.now()
+	at := now
+	if !a.Time.IsZero() {
+		at = a.Time.UnixMilli()
+	}
+	sh.mu.Lock()
+	x := sh.sessions[a.SessionID]
+	if x == nil {
+		sh.mu.Unlock()
+		return missing(), 0, nil
+	}
+	before := x.state
+	outcome, after := lifetime.Extend(x.terms, before, at, a.EventID, now)
+	resp := lifetime.Response(outcome, x.terms, before, after, at, x.over, x.view.GetTtlPolicy(), now)
+	if after.LastActivity == before.LastActivity && outcome != sessionv1.ExtendTTLResponse_EXTENDED {
+		sh.mu.Unlock()
+		return resp, 0, nil
+	}
+	tx := s.begin(sh)
+	if outcome == sessionv1.ExtendTTLResponse_EXTENDED {
+		sh.unschedule(x)
+		x.state = after
+		sh.schedule(x)
+		x.refresh(now, func(v *sessionv1.Session) { v.Revision++ })
+		s.lifecycle(tx, x, storage.Lifecycle{
+			Type: storage.TypeExtended, At: now, Before: before.Expire, Expire: after.Expire, Count: after.Count, Max: x.terms.Max,
+			ActivityTime: min(at, now), ActivityKind: a.Kind, CauseEventID: a.EventID, Traceparent: a.Traceparent,
+		})
+	} else {
+		x.state = after
+		x.refresh(now, nil)
+	}
+	tx.hot(x)
+	seq, err := s.write(tx)
+	return resp, seq, err
+}
+
+func missing() *sessionv1.ExtendTTLResponse {
+	const o = sessionv1.ExtendTTLResponse_NOT_FOUND
+	return &sessionv1.ExtendTTLResponse{Outcome: o, Reason: lifetime.Reason(o, lifetime.Terms{}, lifetime.State{}, lifetime.State{}, 0)}
+}
+
+// Sweep does what is due on every shard.
+func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
+	var sum storage.SweepResult
+	var errs []error
+	for _, sh := range s.shards {
+		if err := s.writable(ctx); err != nil {
+			return sum, err
+		}
+		r, err := s.sweepShard(ctx, sh)
+		errs = append(errs, err)
+		sum.Warned += r.Warned
+		sum.Expired += r.Expired
+		sum.Purged += r.Purged
+		sum.Trimmed += r.Trimmed
+		sum.Held += r.Held
+	}
+	s.maybeSnapshot()
+	return sum, errors.Join(errs...)
+}
+
+// sweepBatch bounds how much of a shard is swept under one hold of its lock.
+const sweepBatch = 500
+
+func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult, error) {
+	var r storage.SweepResult
+	for {
+		now := s.now()
+		sh.mu.Lock()
+		tx := s.begin(sh)
+		warned, expired, held, purged := s.warn(tx, now), 0, 0, 0
+		expired, held = s.expire(tx, now)
+		purged = s.purge(tx, now)
+		r.Warned += warned
+		r.Expired += expired
+		r.Purged += purged
+		r.Held = held
+		r.Trimmed += sh.feed.trim(now - (s.opts.SettleMax.Milliseconds() + keepFeed))
+		if err := s.commit(ctx, tx); err != nil {
+			return r, err
+		}
+		if max(warned, expired, purged) < sweepBatch {
+			return r, nil
+		}
+	}
+}
+
+func (s *Store) warn(tx *txn, now int64) int {
+	sh := tx.shard
+	var list []*session
+	sh.warnings.Ascend(func(d due) bool {
+		if d.at >= now || len(list) == sweepBatch {
+			return false
+		}
+		list = append(list, sh.sessions[d.id])
+		return true
+	})
+	n := 0
+	for _, x := range list {
+		sh.warnings.Delete(due{x.state.Expire - x.terms.ExtendBelow, x.view.GetId()})
+		if x.state.Expire <= now {
+			continue // too late to warn of
+		}
+		x.warned = x.state.Expire
+		tx.hot(x)
+		s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeExpiring, At: now, Expire: x.state.Expire})
+		n++
+	}
+	return n
+}
+
+func (s *Store) expire(tx *txn, now int64) (expired, held int) {
+	sh := tx.shard
+	watermark := sh.feed.watermark(now)
+	settle := s.opts.SettleMax.Milliseconds()
+	var list []*session
+	sh.deadlines.Ascend(func(d due) bool {
+		switch {
+		case d.at > now, len(list) == sweepBatch:
+			return false
+		case watermark > d.at, now > d.at+settle:
+			list = append(list, sh.sessions[d.id])
+		default:
+			held++
+		}
+		return true
+	})
+	for _, x := range list {
+		s.retire(tx, x, sessionv1.Session_EXPIRED, "", now)
+	}
+	return len(list), held
+}
+
+func (s *Store) purge(tx *txn, now int64) int {
+	sh := tx.shard
+	var list []*session
+	sh.retired.Ascend(func(d due) bool {
+		if d.at > now || len(list) == sweepBatch {
+			return false
+		}
+		list = append(list, sh.sessions[d.id])
+		return true
+	})
+	for _, x := range list {
+		sh.remove(x)
+		tx.remove(x.view.GetId())
+	}
+	return len(list)
+}

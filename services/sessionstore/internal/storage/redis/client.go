@@ -1,0 +1,149 @@
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+)
+
+// conn is how the store reaches Redis. This file is the only place that knows
+// which kind of deployment it is, and that go-redis pipelines by itself.
+type conn struct {
+	base goredis.UniversalClient
+	// auto pipelines the commands of concurrent callers, which is most of the
+	// throughput there is to win. It runs a batch under a context of its own:
+	// do bounds a caller's wait.
+	auto    *goredis.AutoPipeliner
+	cluster bool
+	timeout time.Duration
+}
+
+// dial parses a URL and connects when first used:
+//
+//	redis://[user:password@]host:port/db           one server
+//	redis://host:port,host:port,...                a cluster
+//	redis+sentinel://host:port,.../master/db       behind Sentinel
+//
+// rediss instead of redis speaks TLS.
+func dial(raw string, timeout time.Duration) (*conn, error) {
+	c := &conn{timeout: timeout}
+	u, err := parseURL(raw)
+	if err != nil {
+		return nil, err
+	}
+	opts := &goredis.UniversalOptions{
+		Addrs: u.addrs, DB: u.db, Username: u.user, Password: u.password, MasterName: u.master,
+		// One layer decides about retries, and it is not this one: after a lost
+		// reply go-redis would send the command again, and apply it twice.
+		MaxRetries: -1, DialerRetries: 1, DialTimeout: timeout, ReadTimeout: timeout, WriteTimeout: timeout,
+		ContextTimeoutEnabled: true, PoolTimeout: timeout,
+		IsClusterMode: u.cluster,
+	}
+	if u.tls {
+		opts.TLSConfig = tlsConfig()
+	}
+	c.base = goredis.NewUniversalClient(opts)
+	switch client := c.base.(type) {
+	case *goredis.ClusterClient:
+		c.cluster = true
+		c.auto, err = client.AsyncAutoPipeline()
+	case *goredis.Client:
+		c.auto, err = client.AsyncAutoPipeline()
+	default:
+		err = fmt.Errorf("unexpected client %T", c.base)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.base.Close())
+	}
+	return c, nil
+}
+
+type target struct {
+	addrs          []string
+	user, password string
+	db             int
+	master         string
+	cluster, tls   bool
+}
+
+func parseURL(raw string) (target, error) {
+	bad := func(why string) (target, error) {
+		// Never the URL itself: it may hold a password.
+		return target{}, fmt.Errorf("--redis-url: %s; expected redis://[user:password@]host:port/db", why)
+	}
+	scheme, rest, found := strings.Cut(raw, "://")
+	if !found {
+		return bad("no scheme")
+	}
+	// net/url takes one host; the list of hosts is parsed here.
+	rest, path, _ := strings.Cut(rest, "/")
+	var t target
+	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+		u, err := url.Parse("redis://" + rest[:i+1] + "host")
+		if err != nil {
+			return bad("malformed user or password")
+		}
+		t.user = u.User.Username()
+		t.password, _ = u.User.Password()
+		rest = rest[i+1:]
+	}
+	for _, a := range strings.Split(rest, ",") {
+		if a == "" {
+			return bad("no host")
+		}
+		if !strings.Contains(a[strings.LastIndexByte(a, ']')+1:], ":") {
+			a += ":6379"
+		}
+		t.addrs = append(t.addrs, a)
+	}
+	switch scheme {
+	case "redis", "rediss":
+		t.cluster = len(t.addrs) > 1
+	case "redis+cluster", "rediss+cluster":
+		t.cluster = true
+	case "redis+sentinel", "rediss+sentinel":
+		t.master, path, _ = strings.Cut(path, "/")
+		if t.master == "" {
+			return bad("no name of the master")
+		}
+	default:
+		return bad(fmt.Sprintf("unknown scheme %q", scheme))
+	}
+	t.tls = strings.HasPrefix(scheme, "rediss")
+	if path != "" {
+		db, err := strconv.Atoi(path)
+		if err != nil || db < 0 {
+			return bad("the database is not a number")
+		}
+		if t.cluster && db != 0 {
+			return bad("a cluster has no databases")
+		}
+		t.db = db
+	}
+	return t, nil
+}
+
+// do runs one command through the automatic pipeline. A caller whose context
+// ends first stops waiting; the command may still be applied.
+func (c *conn) do(ctx context.Context, cmd goredis.Cmder) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := c.auto.Submit(ctx, cmd).WaitContext(ctx); err != nil {
+		return err
+	}
+	return cmd.Err()
+}
+
+func (c *conn) close() error {
+	return errors.Join(c.auto.Close(), c.base.Close())
+}
+
+func tlsConfig() *tls.Config { return &tls.Config{MinVersion: tls.VersionTLS12} }

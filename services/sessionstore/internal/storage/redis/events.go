@@ -1,0 +1,204 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"google.golang.org/protobuf/proto"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// Append appends events to a session's log and to the feed, in one script.
+func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event) ([]string, error) {
+	if err := s.usable(ctx); err != nil {
+		return nil, err
+	}
+	sh := s.shardOf(id)
+	if sh == nil {
+		return nil, storage.ErrNotFound
+	}
+	args := make([]any, 0, 2+3*len(events))
+	args = append(args, id, s.opts.MaxEvents)
+	for _, e := range events {
+		log, err1 := proto.Marshal(storage.WithCursor(e, ""))
+		feed, err2 := proto.Marshal(storage.FeedEvent(e, false))
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, err
+		}
+		args = append(args, e.GetId(), log, feed)
+	}
+	r, err := s.run(ctx, s.scripts.append, sh, args...)
+	if err := check(r, err); err != nil {
+		return nil, err
+	}
+	cursors := make([]string, len(events))
+	for i := range cursors {
+		cursors[i] = r.text(i + 1)
+	}
+	return cursors, nil
+}
+
+// entry decodes an entry of a log or a feed: a client's event as it was
+// encoded, or one of the store's own from its numbers.
+func entry(m goredis.XMessage) (*sessionv1.Event, bool, error) {
+	text := func(k string) string {
+		v, _ := m.Values[k].(string)
+		return v
+	}
+	num := func(k string) int64 {
+		n, _ := strconv.ParseInt(text(k), 10, 64)
+		return n
+	}
+	if kind := text("L"); kind != "" {
+		return storage.Lifecycle{
+			Type: kind, At: num("n"), Expire: num("x"), Count: int32(num("c")),
+			Before: num("b"), Max: int32(num("m")), ActivityTime: num("a"),
+			ActivityKind: text("k"), CauseEventID: text("i"), Traceparent: text("p"), Reason: text("r"),
+		}.Event(), true, nil
+	}
+	e := &sessionv1.Event{}
+	if err := proto.Unmarshal([]byte(text("e")), e); err != nil {
+		return nil, false, fmt.Errorf("stored event %s: %w", m.ID, err)
+	}
+	return e, false, nil
+}
+
+// ListEvents pages through a session's log.
+func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.EventPage, error) {
+	after := storage.Cursor{}
+	if q.Tail == 0 {
+		var err error
+		if after, err = storage.ParseCursor("after", q.After); err != nil {
+			return storage.EventPage{}, err
+		}
+	}
+	sh := s.shardOf(q.SessionID)
+	if sh == nil {
+		return storage.EventPage{}, storage.ErrNotFound
+	}
+	wait := q.Wait > 0 && q.Tail == 0
+	var news <-chan struct{}
+	var deadline <-chan time.Time
+	if wait {
+		// Subscribed before the first look, so that nothing slips in between.
+		var leave func()
+		news, leave = s.tail.subscribe(q.SessionID)
+		defer leave()
+		t := time.NewTimer(q.Wait)
+		defer t.Stop()
+		deadline = t.C
+	}
+	found := false
+	for {
+		if err := s.usable(ctx); err != nil {
+			return storage.EventPage{}, err
+		}
+		page, err := s.page(ctx, sh, q, after)
+		switch {
+		case errors.Is(err, storage.ErrNotFound) && found:
+			// Deleted while we waited: nothing will follow.
+			return storage.EventPage{Next: spell(after), Over: true}, nil
+		case err != nil, len(page.Events) > 0, page.Over, !wait:
+			return page, err
+		}
+		found = true
+		// A wake-up that is missed must not be a hang.
+		again := time.NewTimer(missedWakeUp)
+		select {
+		case <-news:
+		case <-again.C:
+		case <-deadline:
+			wait = false
+		case <-s.closed:
+		case <-ctx.Done():
+		}
+		again.Stop()
+	}
+}
+
+const missedWakeUp = 2 * time.Second
+
+// page reads what is there now, in one round trip.
+func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after storage.Cursor) (storage.EventPage, error) {
+	ctx, end := s.span(ctx, "list_events")
+	// The state is read first: when it says over, the log is complete.
+	state := goredis.NewSliceCmd(ctx, "hmget", sh.session(q.SessionID), "st", "trim")
+	var log *goredis.XMessageSliceCmd
+	if q.Tail > 0 {
+		log = goredis.NewXMessageSliceCmd(ctx, "xrevrange", sh.events(q.SessionID), "+", "-", "count", q.Tail)
+	} else {
+		log = goredis.NewXMessageSliceCmd(ctx, "xrange", sh.events(q.SessionID), "("+after.String(), "+", "count", q.Limit+1)
+	}
+	p := s.conn.base.Pipeline()
+	_ = p.Process(ctx, state)
+	_ = p.Process(ctx, log)
+	_, _ = p.Exec(ctx) // each command has its own error
+	err := failure(errors.Join(state.Err(), log.Err()))
+	end(err)
+	if err != nil {
+		return storage.EventPage{}, err
+	}
+	if state.Val()[0] == nil {
+		return storage.EventPage{}, storage.ErrNotFound
+	}
+	st, _ := state.Val()[0].(string)
+	return decodePage(q, after, log.Val(), st, state.Val()[1])
+}
+
+func decodePage(q storage.EventQuery, after storage.Cursor, entries []goredis.XMessage, st string, trim any) (storage.EventPage, error) {
+	page := storage.EventPage{Next: spell(after)}
+	if q.Tail > 0 {
+		for i, j := 0, len(entries)-1; i < j; i, j = i+1, j-1 {
+			entries[i], entries[j] = entries[j], entries[i]
+		}
+	} else {
+		if page.More = len(entries) > q.Limit; page.More {
+			entries = entries[:q.Limit]
+		}
+		if text, ok := trim.(string); ok {
+			trimmed, err := storage.ParseCursor("trim", text)
+			page.Truncated = err == nil && after.Compare(trimmed) < 0
+		}
+	}
+	for _, m := range entries {
+		e, _, err := entry(m)
+		if err != nil {
+			return storage.EventPage{}, err
+		}
+		page.Events = append(page.Events, storage.WithCursor(e, m.ID))
+		page.Next = m.ID
+	}
+	page.Over = st != "0" && !page.More
+	return page, nil
+}
+
+// spell is how a cursor is given back: "0" for the beginning.
+func spell(c storage.Cursor) string {
+	if c == (storage.Cursor{}) {
+		return "0"
+	}
+	return c.String()
+}
+
+// feedEntry decodes an entry of a shard's feed.
+func feedEntry(sh *shard, m goredis.XMessage) (*sessionv1.FeedEntry, error) {
+	e, own, err := entry(m)
+	if err != nil {
+		return nil, err
+	}
+	at, err := storage.ParseCursor("feed", m.ID)
+	if err != nil {
+		return nil, err
+	}
+	id, _ := m.Values["s"].(string)
+	return &sessionv1.FeedEntry{
+		Shard: int32(sh.n), Cursor: m.ID, SessionId: id, Event: storage.FeedEvent(e, own), AppendTime: lifetime.Time(at.Millis),
+	}, nil
+}

@@ -1,0 +1,450 @@
+package redis
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// reader is one consumer's place in a group. It reads the shards it has a
+// lease on; the group's progress on a shard is one cursor in Redis.
+type reader struct {
+	s        *Store
+	group    string
+	consumer string
+	nonce    string
+	ctx      context.Context //nolint:containedctx // the reader's own life
+	cancel   context.CancelFunc
+	signal   chan struct{} // buffered: a wake-up is never lost
+	done     chan struct{}
+	once     sync.Once
+
+	mu      sync.Mutex
+	shards  []int
+	changed bool
+	news    map[int]bool
+	// delivered is how far each shard was handed out, also after its lease was
+	// lost: what was delivered may still be acknowledged.
+	delivered map[int]storage.Cursor
+	turn      int
+}
+
+// OpenFeed joins a group and takes the leases that are free.
+func (s *Store) OpenFeed(ctx context.Context, group, consumer string) (storage.FeedReader, error) {
+	if err := s.usable(ctx); err != nil {
+		return nil, err
+	}
+	lists := make([][]any, len(s.shards))
+	for i := range lists {
+		lists[i] = []any{group}
+	}
+	if _, errs := s.runAll(ctx, s.scripts.join, s.shards, lists); errors.Join(errs...) != nil {
+		return nil, errors.Join(errs...)
+	}
+	var nonce [8]byte
+	_, _ = rand.Read(nonce[:]) // never fails: crypto/rand ends the program instead
+	r := &reader{
+		s: s, group: group, consumer: consumer, nonce: hex.EncodeToString(nonce[:]),
+		signal: make(chan struct{}, 1), done: make(chan struct{}),
+		news: map[int]bool{}, delivered: map[int]storage.Cursor{},
+	}
+	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.tail.join(r)
+	if err := r.share(ctx, true); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	go r.keep()
+	return r, nil
+}
+
+// keep renews the leases and shares the shards out again, until the reader is
+// closed.
+func (r *reader) keep() {
+	tick := time.NewTicker(r.s.opts.LeaseTTL / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-r.ctx.Done():
+			return
+		case <-r.s.closed:
+			r.shut()
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.ctx, r.s.opts.LeaseTTL/3)
+		err := r.share(ctx, false)
+		cancel()
+		if err != nil && r.ctx.Err() == nil {
+			r.s.opts.Log.Warn("feed leases could not be renewed", slog.String("group", r.group), slog.Any("error", err))
+		}
+		r.dirtyAll() // a wake-up that was missed must not be a hang
+	}
+}
+
+// share renews what this reader holds, gives up what is more than its fair
+// part, and takes what is free up to it. At the opening it also takes over
+// from an earlier reader of the same consumer.
+func (r *reader) share(ctx context.Context, opening bool) error {
+	members, err := r.heartbeat(ctx)
+	if err != nil {
+		return err
+	}
+	quota := (len(r.s.shards) + members - 1) / members
+	r.mu.Lock()
+	mine := slices.Clone(r.shards)
+	r.mu.Unlock()
+
+	keep, surplus := mine, []int(nil)
+	if len(mine) > quota {
+		keep, surplus = mine[:quota], mine[quota:]
+	}
+	held, _, err := r.lease(ctx, "renew", keep)
+	if err != nil {
+		return err
+	}
+	if _, _, err := r.lease(ctx, "release", surplus); err != nil {
+		return err
+	}
+	started := map[int]storage.Cursor{}
+	if want := quota - len(held); want > 0 {
+		var rest []int
+		for n := range r.s.shards {
+			if !slices.Contains(held, n) && !slices.Contains(surplus, n) {
+				rest = append(rest, n)
+			}
+		}
+		// Several readers look for free shards at once: each begins elsewhere.
+		if len(rest) > 0 {
+			at := int(r.nonce[0]) * len(rest) / 128 % len(rest)
+			rest = append(rest[at:], rest[:at]...)
+		}
+		for len(rest) > 0 && want > 0 {
+			some := rest[:min(want, len(rest))]
+			rest = rest[len(some):]
+			got, acked, err := r.lease(ctx, "acquire", some)
+			if err != nil {
+				return err
+			}
+			for i, n := range got {
+				started[n] = acked[i]
+			}
+			held = append(held, got...)
+			want -= len(got)
+		}
+	}
+	slices.Sort(held)
+	r.assign(held, started, opening)
+	return nil
+}
+
+// heartbeat says that this consumer lives, and counts those who do.
+func (r *reader) heartbeat(ctx context.Context) (int, error) {
+	key := consumersKey(r.group)
+	now := r.s.now()
+	add := goredis.NewIntCmd(ctx, "zadd", key, now, r.consumer)
+	drop := goredis.NewIntCmd(ctx, "zremrangebyscore", key, "-inf", now-r.s.opts.LeaseTTL.Milliseconds())
+	count := goredis.NewIntCmd(ctx, "zcard", key)
+	p := r.s.conn.base.Pipeline()
+	for _, cmd := range []goredis.Cmder{add, drop, count} {
+		_ = p.Process(ctx, cmd)
+	}
+	if _, err := p.Exec(ctx); err != nil {
+		return 0, failure(err)
+	}
+	return max(1, int(count.Val())), nil
+}
+
+// lease asks for shards and returns those that are held, with the group's
+// cursor on each.
+func (r *reader) lease(ctx context.Context, action string, shards []int) ([]int, []storage.Cursor, error) {
+	if len(shards) == 0 {
+		return nil, nil, nil
+	}
+	on, args := make([]*shard, len(shards)), make([][]any, len(shards))
+	for i, n := range shards {
+		on[i] = r.s.shards[n]
+		args[i] = []any{r.group, action, r.consumer, r.nonce, r.s.opts.LeaseTTL.Milliseconds()}
+	}
+	replies, errs := r.s.runAll(ctx, r.s.scripts.lease, on, args)
+	if err := errors.Join(errs...); err != nil {
+		return nil, nil, err
+	}
+	var held []int
+	var acked []storage.Cursor
+	for i, rep := range replies {
+		switch rep.num(0) {
+		case 1:
+			at, err := storage.ParseCursor("acked", rep.text(1))
+			if err != nil {
+				return nil, nil, err
+			}
+			held, acked = append(held, shards[i]), append(acked, at)
+		case none:
+			// The same consumer reads elsewhere now.
+			r.shut()
+			return nil, nil, storage.ErrClosed
+		}
+	}
+	return held, acked, nil
+}
+
+func (r *reader) assign(held []int, started map[int]storage.Cursor, opening bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for n, at := range started {
+		r.delivered[n] = at
+		r.news[n] = true
+	}
+	if opening || !slices.Equal(r.shards, held) {
+		r.shards, r.changed = held, true
+	}
+	r.wake()
+}
+
+func (r *reader) wake() {
+	select {
+	case r.signal <- struct{}{}:
+	default:
+	}
+}
+
+// dirty says that a shard has something new.
+func (r *reader) dirty(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if slices.Contains(r.shards, n) {
+		r.news[n] = true
+		r.wake()
+	}
+}
+
+func (r *reader) dirtyAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.shards {
+		r.news[n] = true
+	}
+	r.wake()
+}
+
+// Next blocks until there is something to tell.
+func (r *reader) Next(ctx context.Context, limit int) (storage.FeedBatch, error) {
+	for {
+		select {
+		case <-r.done:
+			return storage.FeedBatch{}, storage.ErrClosed
+		case <-r.s.closed:
+			return storage.FeedBatch{}, storage.ErrClosed
+		default:
+		}
+		b, err := r.take(ctx, limit)
+		if err != nil || b.Changed || len(b.Entries) > 0 {
+			return b, err
+		}
+		select {
+		case <-r.signal:
+		case <-r.done:
+		case <-r.s.closed:
+		case <-ctx.Done():
+			return storage.FeedBatch{}, ctx.Err()
+		}
+	}
+}
+
+// takeAtOnce is how many shards one look asks.
+const takeAtOnce = 16
+
+// take reads the shards that have something new, in turn, in one round trip.
+func (r *reader) take(ctx context.Context, limit int) (storage.FeedBatch, error) {
+	r.mu.Lock()
+	b := storage.FeedBatch{Changed: r.changed}
+	if r.changed {
+		b.Shards, r.changed = slices.Clone(r.shards), false
+	}
+	var look []int
+	for range r.shards {
+		if len(look) == min(takeAtOnce, limit) {
+			r.wake() // the rest waits for the next call
+			break
+		}
+		n := r.shards[r.turn%len(r.shards)]
+		r.turn++
+		if r.news[n] {
+			look = append(look, n)
+			delete(r.news, n) // before the look: what comes after it is news again
+		}
+	}
+	from := make([]storage.Cursor, len(look))
+	for i, n := range look {
+		from[i] = r.delivered[n]
+	}
+	r.mu.Unlock()
+	if len(look) == 0 {
+		return b, nil
+	}
+	each := limit / len(look)
+	cmds := make([]*goredis.XMessageSliceCmd, len(look))
+	p := r.s.conn.base.Pipeline()
+	for i, n := range look {
+		cmds[i] = goredis.NewXMessageSliceCmd(ctx, "xrange", r.s.shards[n].feed(), "("+from[i].String(), "+", "count", each)
+		_ = p.Process(ctx, cmds[i])
+	}
+	_, _ = p.Exec(ctx) // each command has its own error
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var errs []error
+	for i, n := range look {
+		if err := failure(cmds[i].Err()); err != nil {
+			errs = append(errs, err)
+			r.news[n] = true
+			continue
+		}
+		if len(cmds[i].Val()) == each {
+			r.news[n] = true
+			r.wake()
+		}
+		if r.delivered[n] != from[i] || !slices.Contains(r.shards, n) {
+			continue // the lease changed hands meanwhile
+		}
+		for _, m := range cmds[i].Val() {
+			e, err := feedEntry(r.s.shards[n], m)
+			if err != nil {
+				return b, err
+			}
+			b.Entries = append(b.Entries, e)
+			r.delivered[n], _ = storage.ParseCursor("feed", m.ID)
+		}
+	}
+	if len(b.Entries) == 0 && !b.Changed {
+		return b, errors.Join(errs...)
+	}
+	if len(errs) > 0 {
+		r.wake()
+	}
+	return b, nil
+}
+
+// Ack moves the group's cursors forward.
+func (r *reader) Ack(ctx context.Context, acks []storage.FeedAck) error {
+	if err := r.s.usable(ctx); err != nil {
+		return err
+	}
+	on, args := make([]*shard, 0, len(acks)), make([][]any, 0, len(acks))
+	for _, a := range acks {
+		at, err := storage.ParseCursor("acks.cursor", a.Cursor)
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		delivered, ok := r.delivered[a.Shard]
+		r.mu.Unlock()
+		if !ok {
+			return &storage.InvalidError{Field: "acks.shard", Want: "a shard that this stream delivered"}
+		}
+		if at.Compare(delivered) > 0 {
+			return &storage.InvalidError{Field: "acks.cursor", Value: storage.Shorten(a.Cursor), Want: "a cursor that this stream delivered"}
+		}
+		on, args = append(on, r.s.shards[a.Shard]), append(args, []any{r.group, at.String()})
+	}
+	if len(on) == 0 {
+		return nil
+	}
+	_, errs := r.s.runAll(ctx, r.s.scripts.ack, on, args)
+	return errors.Join(errs...)
+}
+
+// Close gives the leases up at once, so that others need not wait for them to
+// run out.
+func (r *reader) Close() error {
+	r.shut()
+	if !r.s.tail.part(r) {
+		return nil // closed before
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), r.s.opts.Timeout)
+	defer cancel()
+	r.mu.Lock()
+	mine := slices.Clone(r.shards)
+	r.mu.Unlock()
+	_, _, err := r.lease(ctx, "release", mine)
+	// The consumer's heartbeat goes, too, unless it is another reader's by now;
+	// then that one beats again.
+	drop := goredis.NewIntCmd(ctx, "zrem", consumersKey(r.group), r.consumer)
+	if errors.Is(err, storage.ErrClosed) {
+		return nil
+	}
+	return errors.Join(err, failure(r.s.conn.do(ctx, drop)))
+}
+
+// shut ends Next and the renewals.
+func (r *reader) shut() {
+	r.once.Do(func() {
+		close(r.done)
+		r.cancel()
+	})
+}
+
+// Groups tells how far each group has come on each shard.
+func (s *Store) Groups(ctx context.Context) ([]storage.GroupState, error) {
+	if err := s.usable(ctx); err != nil {
+		return nil, err
+	}
+	p := s.conn.base.Pipeline()
+	groups := make([]*goredis.MapStringStringCmd, len(s.shards))
+	for i, sh := range s.shards {
+		groups[i] = p.HGetAll(ctx, sh.groups())
+	}
+	if _, err := p.Exec(ctx); err != nil {
+		return nil, failure(err)
+	}
+	type question struct {
+		n      int
+		group  string
+		first  *goredis.XMessageSliceCmd
+		holder *goredis.StringCmd
+	}
+	var asked []question
+	p = s.conn.base.Pipeline()
+	for i, sh := range s.shards {
+		for g, acked := range groups[i].Val() {
+			asked = append(asked, question{i, g, p.XRangeN(ctx, sh.feed(), "("+acked, "+", lagCount), p.Get(ctx, sh.lease(g))})
+		}
+	}
+	if len(asked) == 0 {
+		return nil, nil
+	}
+	_, _ = p.Exec(ctx) // each command has its own error
+	now := s.now()
+	var out []storage.GroupState
+	for _, q := range asked {
+		if err := q.first.Err(); err != nil {
+			return nil, failure(err)
+		}
+		st := storage.GroupState{Group: q.group, Shard: q.n, Watermark: lifetime.Time(now).AsTime()}
+		st.Consumer, _, _ = strings.Cut(q.holder.Val(), " ")
+		if m := q.first.Val(); len(m) > 0 {
+			at, err := storage.ParseCursor("feed", m[0].ID)
+			if err != nil {
+				return nil, err
+			}
+			st.Watermark, st.Pending = lifetime.Time(at.Millis).AsTime(), int64(len(m))
+		}
+		out = append(out, st)
+	}
+	return out, nil
+}
+
+// lagCount bounds how many entries are looked at to count a group's lag on a
+// shard; more counts as this many.
+const lagCount = 1000
+

@@ -1,0 +1,157 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+
+	goredis "github.com/redis/go-redis/v9"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// A session's hash holds what never changes (pb: who and since when; pol: the
+// frozen policy, also spelled out as numbers for the scripts), what clients
+// change (lab, data), and what the scripts change, each in a field of its own,
+// so that extending a session moves none of its data.
+var sessionFields = []string{"pb", "pol", "lab", "data", "st", "exp", "ext", "act", "rev", "upd", "end", "why"}
+
+// hash spells a new session as fields and values.
+func hash(in *sessionv1.Session, request string) ([]any, error) {
+	fixed := &sessionv1.Session{Id: in.GetId(), User: in.GetUser(), Project: in.GetProject(), CreateTime: in.GetCreateTime()}
+	pb, err1 := proto.Marshal(fixed)
+	pol, err2 := proto.Marshal(in.GetTtlPolicy())
+	lab, err3 := encodeLabels(in.GetLabels())
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, err
+	}
+	t := lifetime.NewTerms(lifetime.Millis(in.GetCreateTime()), in.GetTtlPolicy())
+	out := []any{
+		"pb", pb, "pol", pol, "lab", lab, "st", 0, "req", request,
+		"exp", lifetime.Millis(in.GetExpireTime()), "ext", in.GetExtensionCount(),
+		"act", lifetime.Millis(in.GetLastActivityTime()), "cause", 0,
+		"rev", max(1, in.GetRevision()), "upd", lifetime.Millis(in.GetUpdateTime()),
+		"crt", t.Create, "step", t.Extension, "max", t.Max, "below", t.ExtendBelow, "minint", t.MinInterval,
+		"strat", int(t.Strategy), "cap", t.Cap,
+		"pm", in.GetProject() + "\x00" + in.GetUser() + "\x00" + in.GetId(),
+	}
+	if in.GetUser() != "" {
+		out = append(out, "um", in.GetUser()+"\x00"+in.GetProject()+"\x00"+in.GetId())
+	}
+	if in.GetData() != nil {
+		data, err := proto.Marshal(in.GetData())
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, "data", data)
+	}
+	return out, nil
+}
+
+func encodeLabels(labels map[string]string) ([]byte, error) {
+	return proto.Marshal(&sessionv1.Session{Labels: labels})
+}
+
+// read builds the command that fetches a session.
+func read(ctx context.Context, sh *shard, id string) *goredis.SliceCmd {
+	args := make([]any, 0, 2+len(sessionFields))
+	args = append(args, "hmget", sh.session(id))
+	for _, f := range sessionFields {
+		args = append(args, f)
+	}
+	return goredis.NewSliceCmd(ctx, args...)
+}
+
+// session builds the message from the fetched fields, as of now.
+func (s *Store) session(vals []any, now int64) (*sessionv1.Session, error) {
+	if len(vals) != len(sessionFields) || vals[0] == nil {
+		return nil, storage.ErrNotFound
+	}
+	text := func(i int) string {
+		v, _ := vals[i].(string)
+		return v
+	}
+	num := func(i int) int64 {
+		n, _ := strconv.ParseInt(text(i), 10, 64)
+		return n
+	}
+	out := &sessionv1.Session{}
+	if err := proto.Unmarshal([]byte(text(0)), out); err != nil {
+		return nil, fmt.Errorf("stored session: %w", err)
+	}
+	policy, err := s.policies.decode(text(1))
+	if err != nil {
+		return nil, err
+	}
+	if raw := text(2); raw != "" {
+		labels := &sessionv1.Session{}
+		if err := proto.Unmarshal([]byte(raw), labels); err != nil {
+			return nil, fmt.Errorf("stored labels: %w", err)
+		}
+		out.Labels = labels.GetLabels()
+	}
+	if raw, ok := vals[3].(string); ok {
+		out.Data = &structpb.Value{}
+		if err := proto.Unmarshal([]byte(raw), out.GetData()); err != nil {
+			return nil, fmt.Errorf("stored data: %w", err)
+		}
+	}
+	t := lifetime.NewTerms(lifetime.Millis(out.GetCreateTime()), policy)
+	st := lifetime.State{Expire: num(5), Count: int32(num(6)), LastActivity: num(7)}
+	out.TtlPolicy, out.CapTime = policy, lifetime.Time(t.Cap)
+	out.ExpireTime, out.ExtensionCount, out.LastActivityTime = lifetime.Time(st.Expire), st.Count, lifetime.Time(st.LastActivity)
+	out.Revision, out.UpdateTime = num(8), lifetime.Time(num(9))
+	if over := overPhase(text(4)); over != sessionv1.Session_PHASE_UNSPECIFIED {
+		out.Phase, out.EndTime, out.EndReason = over, lifetime.Time(num(10)), text(11)
+	} else {
+		out.Phase = lifetime.Phase(t, st, now)
+	}
+	return out, nil
+}
+
+// overPhase is the phase of a state that is final.
+func overPhase(st string) sessionv1.Session_Phase {
+	switch st {
+	case "1":
+		return sessionv1.Session_ENDED
+	case "2":
+		return sessionv1.Session_EXPIRED
+	default:
+		return sessionv1.Session_PHASE_UNSPECIFIED
+	}
+}
+
+// policyCache keeps decoded policies by their encoding: a deployment has few
+// different ones, and every read needs one.
+type policyCache struct {
+	mu     sync.RWMutex
+	byText map[string]*sessionv1.TTLPolicy
+}
+
+const maxPolicies = 1024
+
+func (c *policyCache) decode(raw string) (*sessionv1.TTLPolicy, error) {
+	c.mu.RLock()
+	p := c.byText[raw]
+	c.mu.RUnlock()
+	if p != nil {
+		return p, nil
+	}
+	p = &sessionv1.TTLPolicy{}
+	if err := proto.Unmarshal([]byte(raw), p); err != nil {
+		return nil, fmt.Errorf("stored policy: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byText == nil || len(c.byText) >= maxPolicies {
+		c.byText = map[string]*sessionv1.TTLPolicy{}
+	}
+	c.byText[raw] = p
+	return p, nil
+}

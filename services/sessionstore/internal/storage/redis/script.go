@@ -1,0 +1,185 @@
+package redis
+
+import (
+	"context"
+	"crypto/sha1" //nolint:gosec // it is how Redis names scripts
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	goredis "github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/attribute"
+	otelcodes "go.opentelemetry.io/otel/codes"
+	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+//go:embed scripts/*.lua
+var scriptFiles embed.FS
+
+// script is a Lua script and the name that Redis has for it.
+type script struct {
+	name, body, sha string
+}
+
+// scripts holds every script by the name of its file, each with lib.lua before
+// it.
+type scripts struct {
+	create, update, end, remove, revoke, append, extend, sweep, ack, join, lease, policy, meta *script
+}
+
+func loadScripts() (*scripts, error) {
+	lib, err := scriptFiles.ReadFile("scripts/lib.lua")
+	if err != nil {
+		return nil, err
+	}
+	out := &scripts{}
+	for name, dst := range map[string]**script{
+		"create": &out.create, "update": &out.update, "end": &out.end, "delete": &out.remove, "revoke": &out.revoke,
+		"append": &out.append, "extend": &out.extend, "sweep": &out.sweep, "ack": &out.ack, "join": &out.join,
+		"lease": &out.lease, "policy": &out.policy, "meta": &out.meta,
+	} {
+		body, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
+		if err != nil {
+			return nil, err
+		}
+		text := string(lib) + "\n" + string(body)
+		sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts
+		*dst = &script{name: name, body: text, sha: hex.EncodeToString(sum[:])}
+	}
+	return out, nil
+}
+
+// reply is what a script returned: a list of integers and strings, the first
+// of which is its verdict.
+type reply []any
+
+func (r reply) num(i int) int64 {
+	switch v := r[i].(type) {
+	case int64:
+		return v
+	case string:
+		n, err := strconv.ParseInt(v, 10, 64)
+		if err == nil {
+			return n
+		}
+	}
+	return 0
+}
+
+func (r reply) text(i int) string {
+	s, _ := r[i].(string)
+	return s
+}
+
+// command builds the call of a script on a shard, by its name alone.
+func (sc *script) command(ctx context.Context, routing, prefix string, args []any) *goredis.Cmd {
+	return sc.call(ctx, "evalsha", sc.sha, routing, prefix, args)
+}
+
+func (sc *script) call(ctx context.Context, verb, what, routing, prefix string, args []any) *goredis.Cmd {
+	all := make([]any, 0, 5+len(args))
+	all = append(all, verb, what, 1, routing, prefix)
+	return goredis.NewCmd(ctx, append(all, args...)...)
+}
+
+// run calls a script on a shard. It is the one way in which anything is
+// changed.
+func (s *Store) run(ctx context.Context, sc *script, sh *shard, args ...any) (reply, error) {
+	ctx, end := s.span(ctx, sc.name)
+	cmd := sc.command(ctx, sh.feed(), sh.p, args)
+	err := s.conn.do(ctx, cmd)
+	if noScript(err) {
+		// A restarted or flushed server has forgotten it; this teaches it again.
+		cmd = sc.call(ctx, "eval", sc.body, sh.feed(), sh.p, args)
+		err = s.conn.do(ctx, cmd)
+	}
+	r, err := verdict(cmd, err)
+	end(err)
+	return r, err
+}
+
+// runAll calls a script once for each argument list, in one round trip, and
+// returns a reply or an error for each.
+func (s *Store) runAll(ctx context.Context, sc *script, on []*shard, args [][]any) ([]reply, []error) {
+	ctx, end := s.span(ctx, sc.name)
+	cmds := make([]*goredis.Cmd, len(args))
+	for i := range args {
+		cmds[i] = sc.command(ctx, on[i].feed(), on[i].p, args[i])
+	}
+	s.pipeline(ctx, cmds)
+	var again []*goredis.Cmd
+	for i, cmd := range cmds {
+		if noScript(cmd.Err()) {
+			cmds[i] = sc.call(ctx, "eval", sc.body, on[i].feed(), on[i].p, args[i])
+			again = append(again, cmds[i])
+		}
+	}
+	s.pipeline(ctx, again)
+	replies, errs := make([]reply, len(cmds)), make([]error, len(cmds))
+	for i, cmd := range cmds {
+		replies[i], errs[i] = verdict(cmd, cmd.Err())
+	}
+	end(errors.Join(errs...))
+	return replies, errs
+}
+
+// pipeline sends commands in one round trip for each node.
+func (s *Store) pipeline(ctx context.Context, cmds []*goredis.Cmd) {
+	if len(cmds) == 0 {
+		return
+	}
+	p := s.conn.base.Pipeline()
+	for _, cmd := range cmds {
+		_ = p.Process(ctx, cmd)
+	}
+	_, _ = p.Exec(ctx) // each command has its own error
+}
+
+func noScript(err error) bool {
+	return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT")
+}
+
+func verdict(cmd *goredis.Cmd, err error) (reply, error) {
+	if err != nil {
+		return nil, failure(err)
+	}
+	list, ok := cmd.Val().([]any)
+	if !ok || len(list) == 0 {
+		return nil, fmt.Errorf("script returned %T", cmd.Val())
+	}
+	return list, nil
+}
+
+// failure maps what Redis or the network answered. A caller whose context
+// ended gets the context's error; all else means that the store cannot answer,
+// and that a write may or may not have been applied.
+func failure(err error) error {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return err
+	}
+	if errors.Is(err, goredis.ErrClosed) {
+		return storage.ErrClosed
+	}
+	return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
+}
+
+// span traces one operation on Redis. Statements and keys stay out of it: they
+// hold session ids.
+func (s *Store) span(ctx context.Context, operation string) (context.Context, func(error)) {
+	ctx, span := s.tracer.Start(ctx, "redis "+operation, trace.WithSpanKind(trace.SpanKindClient))
+	if span.IsRecording() {
+		span.SetAttributes(semconv.DBSystemNameRedis, semconv.DBOperationName(operation), attribute.Bool("stoker.cluster", s.conn.cluster))
+	}
+	return ctx, func(err error) {
+		if err != nil && span.IsRecording() {
+			span.SetStatus(otelcodes.Error, err.Error())
+		}
+		span.End()
+	}
+}

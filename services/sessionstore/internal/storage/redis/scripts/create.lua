@@ -1,0 +1,22 @@
+-- ARGV: prefix, id, request ('' for none), most events, keep (ms after the
+-- deadline), then the hash's fields and values as a flat list.
+-- Returns {0}, or {1, id} when the request key was used before.
+local id, request, most, keep = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+if request ~= '' then
+  local old = redis.call('GET', P .. 'request:' .. request)
+  if old and redis.call('EXISTS', key('session', old)) == 1 then return {1, old} end
+end
+local s = key('session', id)
+redis.call('HSET', s, unpack(ARGV, 6))
+local v = redis.call('HMGET', s, 'exp', 'below', 'um', 'pm')
+local expire = tonumber(v[1])
+redis.call('ZADD', P .. 'deadlines', v[1], id)
+redis.call('ZADD', P .. 'warnings', int(expire - tonumber(v[2])), id)
+if v[3] then redis.call('ZADD', P .. 'by-user', 0, v[3]) end
+redis.call('ZADD', P .. 'by-project', 0, v[4])
+lifecycle(id, 'session:created', now_ms(), most, {'x', v[1]})
+keep_until(id, expire + keep)
+if request ~= '' then
+  redis.call('SET', P .. 'request:' .. request, id, 'PX', int(expire + keep - now_ms() + 3600000))
+end
+return {0}

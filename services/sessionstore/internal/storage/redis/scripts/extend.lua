@@ -1,0 +1,65 @@
+-- ARGV: prefix, id, activity time ('' for now), event id, kind, traceparent,
+-- most events, keep (ms after the deadline), causes remembered.
+-- The rules are those of lifetime.Extend; the two are tested against each
+-- other. Returns {-1} for none, else
+-- {outcome, now, activity, state, policy, create, before: exp, ext, act, cause,
+--  after: exp, ext, act, cause}.
+local id = ARGV[2]
+local s = key('session', id)
+local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'step', 'max', 'below', 'minint', 'strat', 'cap', 'pol', 'causes', 'forgot')
+if not v[1] then return {-1} end
+local now = now_ms()
+local at = now
+if ARGV[3] ~= '' then at = math.min(tonumber(ARGV[3]), now) end
+local exp, ext, act, cause = tonumber(v[2]), tonumber(v[3]), tonumber(v[4]), tonumber(v[5])
+local step, max, below, minint, strat, cap = tonumber(v[7]), tonumber(v[8]), tonumber(v[9]), tonumber(v[10]), v[11], tonumber(v[12])
+local EXTENDED, NOT_NEEDED, CAPPED, TOO_LATE, TOO_SOON, ENDED = 1, 2, 3, 4, 5, 6
+local exp2, ext2, act2, cause2 = exp, ext, act, cause
+local causes, forgot = v[14] or '', tonumber(v[15] or '0')
+
+local function judge()
+  if v[1] ~= '0' then return ENDED end
+  if at >= exp then return TOO_LATE end
+  act2 = math.max(act, at)
+  if strat == '2' then
+    if cause ~= 0 then
+      if at <= cause then return NOT_NEEDED end
+      if at - cause < minint then return TOO_SOON end
+    end
+  elseif strat == '3' then
+    if ARGV[4] == '' then
+      if at <= cause then return NOT_NEEDED end
+    elseif string.find('\n' .. causes, '\n' .. ARGV[4] .. '\t', 1, true) or at <= forgot then
+      return NOT_NEEDED
+    end
+  elseif exp - at >= below or at <= cause then
+    return NOT_NEEDED
+  end
+  if ext >= max or exp >= cap then return CAPPED end
+  return EXTENDED
+end
+
+local outcome = judge()
+if outcome == EXTENDED then
+  exp2, ext2, cause2 = math.min(exp + step, cap), ext + 1, math.max(cause, at)
+  redis.call('HSET', s, 'exp', int(exp2), 'ext', int(ext2), 'act', int(act2), 'cause', int(cause2))
+  redis.call('HINCRBY', s, 'rev', 1)
+  if strat == '3' then
+    causes = causes .. ARGV[4] .. '\t' .. int(at) .. '\n'
+    local _, n = string.gsub(causes, '\n', '\n')
+    while n > tonumber(ARGV[9]) do
+      local first, rest = string.match(causes, '^([^\n]*)\n(.*)$')
+      forgot = math.max(forgot, tonumber(string.match(first, '\t(%d+)$')))
+      causes, n = rest, n - 1
+    end
+    redis.call('HSET', s, 'causes', causes, 'forgot', int(forgot))
+  end
+  redis.call('ZADD', P .. 'deadlines', int(exp2), id)
+  redis.call('ZADD', P .. 'warnings', int(exp2 - below), id)
+  lifecycle(id, 'session:extended', now, tonumber(ARGV[7]), {
+    'x', int(exp2), 'c', int(ext2), 'b', int(exp), 'm', int(max), 'a', int(at), 'k', ARGV[5], 'i', ARGV[4], 'p', ARGV[6]})
+  keep_until(id, exp2 + tonumber(ARGV[8]))
+elseif act2 ~= act then
+  redis.call('HSET', s, 'act', int(act2))
+end
+return {outcome, int(now), int(at), v[1], v[13], v[6], int(exp), int(ext), int(act), int(cause), int(exp2), int(ext2), int(act2), int(cause2)}

@@ -1,0 +1,90 @@
+-- Shared by every script. KEYS[1] routes; ARGV[1] is the shard's prefix.
+local P = ARGV[1]
+
+local function key(kind, id) return P .. kind .. ':' .. id end
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+end
+
+-- Numbers are doubles; this never spells one in scientific notation.
+local function int(n) return string.format('%.0f', n) end
+
+-- Keeps the newest `most` events of a log. What is dropped can no longer be
+-- told apart from a new event with the same id, so its id goes too.
+local function trim(id, most)
+  local log = key('events', id)
+  local over = redis.call('XLEN', log) - most
+  if over <= 0 then return end
+  local last
+  for _, entry in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', over)) do
+    last = entry[1]
+    local f = entry[2]
+    if f[1] == 'i' and redis.call('HGET', key('ids', id), f[2]) == last then
+      redis.call('HDEL', key('ids', id), f[2])
+    end
+  end
+  redis.call('XTRIM', log, 'MAXLEN', '=', int(most))
+  redis.call('HSET', key('session', id), 'trim', last)
+end
+
+-- Appends one of the store's own events to the log and to the feed, as raw
+-- numbers: fields is a flat list of names and values.
+local function lifecycle(id, kind, at, most, fields)
+  redis.call('XADD', key('events', id), '*', 'L', kind, 'n', int(at), unpack(fields))
+  redis.call('XADD', P .. 'feed', '*', 's', id, 'L', kind, 'n', int(at), unpack(fields))
+  trim(id, most)
+end
+
+-- The safety net: keys vanish by themselves long after the sweeper should have
+-- removed them.
+local function keep_until(id, at)
+  for _, kind in ipairs({'session', 'events', 'ids'}) do
+    redis.call('PEXPIREAT', key(kind, id), int(at))
+  end
+end
+
+local function delist(id)
+  local m = redis.call('HMGET', key('session', id), 'um', 'pm')
+  redis.call('ZREM', P .. 'deadlines', id)
+  redis.call('ZREM', P .. 'warnings', id)
+  redis.call('ZREM', P .. 'retired', id)
+  if m[1] then redis.call('ZREM', P .. 'by-user', m[1]) end
+  if m[2] then redis.call('ZREM', P .. 'by-project', m[2]) end
+end
+
+-- Takes a session out of the live indexes, puts it under retention and appends
+-- session:ended (state 1) or session:expired (state 2).
+local function retire(id, state, reason, now, retention, most)
+  local s = key('session', id)
+  local v = redis.call('HMGET', s, 'exp', 'ext')
+  delist(id)
+  redis.call('HSET', s, 'st', state, 'end', int(now), 'upd', int(now), 'why', reason, 'purge', int(now + retention))
+  redis.call('HINCRBY', s, 'rev', 1)
+  redis.call('ZADD', P .. 'retired', int(now + retention), id)
+  if state == '1' then
+    lifecycle(id, 'session:ended', now, most, {'x', v[1], 'r', reason})
+  else
+    lifecycle(id, 'session:expired', now, most, {'x', v[1], 'c', v[2]})
+  end
+  keep_until(id, now + retention + 3600000)
+end
+
+-- Removes every key and index entry of a session.
+local function remove(id)
+  local request = redis.call('HGET', key('session', id), 'req')
+  delist(id)
+  if request and request ~= '' and redis.call('GET', P .. 'request:' .. request) == id then
+    redis.call('DEL', P .. 'request:' .. request)
+  end
+  redis.call('DEL', key('session', id), key('events', id), key('ids', id))
+end
+
+-- A session that can still change: 0, or -1 (none), or -2 (over).
+local function live(id, now)
+  local v = redis.call('HMGET', key('session', id), 'st', 'exp')
+  if not v[1] then return -1 end
+  if v[1] ~= '0' or now >= tonumber(v[2]) then return -2 end
+  return 0
+end

@@ -1,0 +1,68 @@
+-- ARGV: prefix, batch, settle_max, retention, most events, how long entries
+-- are kept that a group has not acknowledged, entries kept with no group.
+-- Returns {warned, expired, purged, trimmed, held}.
+local batch, settle, retention, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local now = now_ms()
+local feed = P .. 'feed'
+
+-- The watermark: the append time of the first entry that some group has not
+-- acknowledged. A group with nothing left to read holds nobody up.
+local groups = redis.call('HGETALL', P .. 'groups')
+local watermark, acked
+local function less(a, b)
+  local am, as = string.match(a, '^(%d+)-(%d+)$')
+  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
+  if tonumber(am) ~= tonumber(bm) then return tonumber(am) < tonumber(bm) end
+  if #as ~= #bs then return #as < #bs end
+  return as < bs
+end
+for i = 2, #groups, 2 do
+  local first = redis.call('XRANGE', feed, '(' .. groups[i], '+', 'COUNT', 1)[1]
+  if first then
+    local at = tonumber(string.match(first[1], '^%d+'))
+    if not watermark or at < watermark then watermark = at end
+  end
+  if not acked or less(groups[i], acked) then acked = groups[i] end
+end
+
+local warned = 0
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'warnings', '-inf', '(' .. int(now), 'LIMIT', 0, batch)) do
+  redis.call('ZREM', P .. 'warnings', id)
+  local exp = redis.call('HGET', key('session', id), 'exp')
+  if exp and tonumber(exp) > now then
+    lifecycle(id, 'session:expiring', now, most, {'x', exp})
+    warned = warned + 1
+  end
+end
+
+-- Deadlines up to this may be swept: those the watermark has passed, and those
+-- that have waited for settle_max.
+local upto = now
+if watermark then upto = math.max(math.min(now, watermark - 1), now - settle - 1) end
+local expired = 0
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadlines', '-inf', int(upto), 'LIMIT', 0, batch)) do
+  if redis.call('EXISTS', key('session', id)) == 1 then
+    retire(id, '2', '', now, retention, most)
+    expired = expired + 1
+  else
+    redis.call('ZREM', P .. 'deadlines', id)
+  end
+end
+local held = redis.call('ZCOUNT', P .. 'deadlines', '(' .. int(upto), int(now))
+
+local purged = 0
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'retired', '-inf', int(now), 'LIMIT', 0, batch)) do
+  remove(id)
+  redis.call('ZREM', P .. 'retired', id)
+  purged = purged + 1
+end
+
+local trimmed = redis.call('XTRIM', feed, 'MINID', '=', int(math.max(0, now - tonumber(ARGV[6]))))
+if acked then
+  local ms, seq = string.match(acked, '^(%d+)-(%d+)$')
+  -- MINID keeps the id itself, so the one acknowledged last stays until later.
+  trimmed = trimmed + redis.call('XTRIM', feed, 'MINID', '=', ms .. '-' .. seq)
+else
+  trimmed = trimmed + redis.call('XTRIM', feed, 'MAXLEN', '=', ARGV[7])
+end
+return {warned, expired, purged, trimmed, held}

@@ -1,0 +1,198 @@
+// Package redis is the backend on Redis: a single server, behind Sentinel, or
+// a cluster. Every change is one Lua script on the slot of one shard.
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// Options configure a store; the zero value of each field but URL and Clock is
+// its default.
+type Options struct {
+	// URL is as dial says; required.
+	URL string
+	// Timeout bounds one command; default 250 ms.
+	Timeout time.Duration
+	// Shards is 1 to 1,024; default 64. It is written to Redis at the first
+	// start, and another number is refused from then on.
+	Shards int
+	// MaxEvents is how many events a session's log keeps; default 1,000.
+	MaxEvents int
+	// SettleMax is how long past its deadline a session waits for consumers;
+	// default 10 min.
+	SettleMax time.Duration
+	// Retention is how long an over session stays readable; default 1 h.
+	Retention time.Duration
+	// LeaseTTL is how long a consumer that vanished keeps its shards; default
+	// 6 s.
+	LeaseTTL time.Duration
+	// Clock tells the time for phases; required. Deadlines are enforced by the
+	// clock of Redis; the two must agree as well as NTP makes them.
+	Clock func() time.Time
+	// Tracer traces operations; nowhere where nil.
+	Tracer trace.TracerProvider
+	// Log tells of a feed that cannot be read; nothing where nil.
+	Log *slog.Logger
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Clock == nil {
+		return o, errors.New("redis store: no clock")
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = 250 * time.Millisecond
+	}
+	if o.Shards == 0 {
+		o.Shards = 64
+	}
+	if o.Shards < 0 || o.Shards > 1024 {
+		return o, fmt.Errorf("redis store: got %d shards, want 1 to 1024", o.Shards)
+	}
+	if o.MaxEvents <= 0 {
+		o.MaxEvents = 1000
+	}
+	if o.SettleMax <= 0 {
+		o.SettleMax = 10 * time.Minute
+	}
+	if o.Retention <= 0 {
+		o.Retention = time.Hour
+	}
+	if o.LeaseTTL <= 0 {
+		o.LeaseTTL = 6 * time.Second
+	}
+	if o.Tracer == nil {
+		o.Tracer = tracenoop.NewTracerProvider()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o, nil
+}
+
+// Store implements storage.Store on Redis.
+type Store struct {
+	opts     Options
+	conn     *conn
+	scripts  *scripts
+	shards   []*shard
+	tracer   trace.Tracer
+	policies policyCache
+	tail     *tail
+
+	closed    chan struct{}
+	closeOnce sync.Once
+	closeErr  error
+	work      sync.WaitGroup
+}
+
+var _ storage.Store = (*Store)(nil)
+
+type shard struct {
+	n int
+	p string
+}
+
+// format is the version of the key scheme.
+const format = "1"
+
+// New connects, and checks that what is in Redis was made with the same number
+// of shards and key scheme. It fails with storage.ErrUnavailable when Redis
+// does not answer.
+func New(ctx context.Context, opts Options) (*Store, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	sc, err := loadScripts()
+	if err != nil {
+		return nil, err
+	}
+	c, err := dial(opts.URL, opts.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}),
+		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
+	}
+	for n := range opts.Shards {
+		s.shards = append(s.shards, &shard{n: n, p: prefix(n)})
+	}
+	if err := s.checkMeta(ctx); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	s.tail = newTail(s)
+	s.work.Go(s.tail.run)
+	return s, nil
+}
+
+func (s *Store) checkMeta(ctx context.Context) error {
+	r, err := s.run(ctx, s.scripts.meta, s.shards[0], s.opts.Shards, format)
+	if err != nil {
+		return fmt.Errorf("redis: %w", err)
+	}
+	if got := r.text(0); got != strconv.Itoa(s.opts.Shards) {
+		return fmt.Errorf("--shards: got %d, but this Redis was first used with %s shards, which cannot change", s.opts.Shards, got)
+	}
+	if got := r.text(1); got != format {
+		return fmt.Errorf("this Redis holds format %s, this program reads format %s", got, format)
+	}
+	return nil
+}
+
+// Status asks Redis for a sign of life.
+func (s *Store) Status(ctx context.Context) storage.Status {
+	st := storage.Status{Backend: "redis", Shards: len(s.shards), Entries: -1}
+	if st.Err = s.usable(ctx); st.Err == nil {
+		st.Err = failure(s.conn.do(ctx, goredis.NewStringCmd(ctx, "get", metaKey+":none")))
+		if errors.Is(st.Err, goredis.Nil) {
+			st.Err = nil
+		}
+	}
+	return st
+}
+
+// Close ends waiting calls and closes the connections.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		close(s.closed)
+		s.work.Wait()
+		s.closeErr = s.conn.close()
+	})
+	return s.closeErr
+}
+
+func (s *Store) usable(ctx context.Context) error {
+	select {
+	case <-s.closed:
+		return storage.ErrClosed
+	default:
+		return ctx.Err()
+	}
+}
+
+func (s *Store) now() int64 { return s.opts.Clock().UnixMilli() }
+
+func (s *Store) shardOf(id string) *shard {
+	n, ok := sessionid.Shard(id, len(s.shards))
+	if !ok {
+		return nil
+	}
+	return s.shards[n]
+}
+
+// keep is how long past its deadline a live session's keys stay at least.
+func (s *Store) keep() int64 { return (s.opts.SettleMax + time.Hour).Milliseconds() }

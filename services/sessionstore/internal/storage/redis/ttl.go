@@ -1,0 +1,140 @@
+package redis
+
+import (
+	"context"
+	"errors"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// Extend judges activities, one script each, all in one round trip.
+func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage.ExtendResult, error) {
+	if err := s.usable(ctx); err != nil {
+		return nil, err
+	}
+	out := make([]storage.ExtendResult, len(items))
+	var on []*shard
+	var args [][]any
+	var place []int
+	for i, a := range items {
+		sh := s.shardOf(a.SessionID)
+		if sh == nil {
+			out[i].Response = missing()
+			continue
+		}
+		on, args, place = append(on, sh), append(args, s.extendArgs(a)), append(place, i)
+	}
+	if len(args) == 1 {
+		// The usual single call rides with those of other callers.
+		r, err := s.run(ctx, s.scripts.extend, on[0], args[0]...)
+		out[place[0]] = s.extended(r, err)
+		return out, nil
+	}
+	replies, errs := s.runAll(ctx, s.scripts.extend, on, args)
+	for j, i := range place {
+		out[i] = s.extended(replies[j], errs[j])
+	}
+	return out, nil
+}
+
+func (s *Store) extendArgs(a storage.Activity) []any {
+	at := any("")
+	if !a.Time.IsZero() {
+		at = a.Time.UnixMilli()
+	}
+	return []any{a.SessionID, at, a.EventID, a.Kind, a.Traceparent, s.opts.MaxEvents, s.keep(), lifetime.MaxCauses}
+}
+
+// Places in the reply of extend.lua.
+const (
+	exOutcome = iota
+	exNow
+	exActivity
+	exState
+	exPolicy
+	exCreate
+	exBefore
+	exAfter = exBefore + 4
+)
+
+func (s *Store) extended(r reply, err error) storage.ExtendResult {
+	if err != nil {
+		return storage.ExtendResult{Err: err}
+	}
+	if r.num(exOutcome) == none {
+		return storage.ExtendResult{Response: missing()}
+	}
+	policy, err := s.policies.decode(r.text(exPolicy))
+	if err != nil {
+		return storage.ExtendResult{Err: err}
+	}
+	over := overPhase(r.text(exState))
+	state := func(at int) lifetime.State {
+		return lifetime.State{
+			Over:   over != sessionv1.Session_PHASE_UNSPECIFIED,
+			Expire: r.num(at), Count: int32(r.num(at + 1)), LastActivity: r.num(at + 2), LastCause: r.num(at + 3),
+		}
+	}
+	terms := lifetime.NewTerms(r.num(exCreate), policy)
+	outcome := sessionv1.ExtendTTLResponse_Outcome(r.num(exOutcome))
+	return storage.ExtendResult{
+		Response: lifetime.Response(outcome, terms, state(exBefore), state(exAfter), r.num(exActivity), over, policy, r.num(exNow)),
+	}
+}
+
+func missing() *sessionv1.ExtendTTLResponse {
+	const o = sessionv1.ExtendTTLResponse_NOT_FOUND
+	return &sessionv1.ExtendTTLResponse{Outcome: o, Reason: lifetime.Reason(o, lifetime.Terms{}, lifetime.State{}, lifetime.State{}, 0)}
+}
+
+const (
+	sweepBatch = 200
+	// keepFeed is how long after settle_max an entry is dropped even though a
+	// group has not acknowledged it, in milliseconds.
+	keepFeed = 3600_000
+	// keepUngrouped is how many entries a shard keeps while no group reads it.
+	keepUngrouped = 1000
+)
+
+// Sweep does what is due on every shard, all shards in one round trip. Shards
+// with more to do than one script may are swept again.
+func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
+	var sum storage.SweepResult
+	if err := s.usable(ctx); err != nil {
+		return sum, err
+	}
+	var all []error
+	args := []any{
+		sweepBatch, s.opts.SettleMax.Milliseconds(), s.opts.Retention.Milliseconds(), s.opts.MaxEvents,
+		s.opts.SettleMax.Milliseconds() + keepFeed, keepUngrouped,
+	}
+	for left := s.shards; len(left) > 0; {
+		lists := make([][]any, len(left))
+		for i := range lists {
+			lists[i] = args
+		}
+		replies, errs := s.runAll(ctx, s.scripts.sweep, left, lists)
+		var again []*shard
+		for i, r := range replies {
+			if errs[i] != nil {
+				all = append(all, errs[i])
+				continue
+			}
+			sum.Warned += int(r.num(0))
+			sum.Expired += int(r.num(1))
+			sum.Purged += int(r.num(2))
+			sum.Trimmed += int(r.num(3))
+			sum.Held += int(r.num(4))
+			if max(r.num(0), r.num(1), r.num(2)) >= sweepBatch {
+				again = append(again, left[i])
+			}
+		}
+		left = again
+	}
+	if len(all) > 3 {
+		all = all[:3] // the same failure, once for each shard
+	}
+	return sum, errors.Join(all...)
+}

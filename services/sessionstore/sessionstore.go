@@ -1,0 +1,162 @@
+// Package sessionstore is the session store: gRPC in front of a storage
+// backend, and the sweeper that lets sessions go.
+package sessionstore
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/livinguniverse/stoker/pkg/lifecycle"
+	"github.com/livinguniverse/stoker/pkg/rpc"
+	"github.com/livinguniverse/stoker/pkg/telemetry"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/server"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+)
+
+// Service is an open session store. It serves nothing by itself: Register it
+// with a server, and Run its sweeper.
+type Service struct {
+	cfg     Config
+	tel     *telemetry.Telemetry
+	store   storage.Store
+	metrics *server.Metrics
+	rpc     *server.Server
+	admin   *server.Admin
+	stop    context.CancelFunc
+}
+
+// ErrorMapper turns the store's errors into statuses, for rpc.NewServer.
+func ErrorMapper(err error) error { return server.ToStatus(err) }
+
+// New opens the backend.
+func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, error) {
+	store, err := open(ctx, cfg, tel)
+	if err != nil {
+		return nil, err
+	}
+	metrics, err := server.NewMetrics(tel.Meter, store)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	stopping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s := &Service{cfg: cfg, tel: tel, store: store, metrics: metrics, stop: stop}
+	s.rpc = server.New(server.Config{
+		Store: store, Shards: cfg.Shards, Policy: cfg.policy(), Clock: time.Now, Metrics: metrics, Stopping: stopping,
+		Limits:       server.Limits{EventData: cfg.EventData, SessionData: cfg.SessionData, Labels: cfg.MaxLabels},
+		PollInterval: cfg.PollInterval, Heartbeat: cfg.Heartbeat,
+	})
+	s.admin = server.NewAdmin(store, time.Now())
+	return s, nil
+}
+
+func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (storage.Store, error) {
+	if cfg.Backend() == StorageRedis {
+		return redis.New(ctx, redis.Options{
+			URL: cfg.RedisURL, Timeout: cfg.RedisTimeout, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
+			Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: time.Now, Tracer: tel.Tracer, Log: tel.Log,
+		})
+	}
+	return memory.New(memory.Options{
+		Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax, Retention: cfg.Retention,
+		Clock: time.Now, DataDir: cfg.DataDir, Log: tel.Log,
+	})
+}
+
+// Register adds the services to a server.
+func (s *Service) Register(r grpc.ServiceRegistrar) {
+	sessionv1.RegisterStorageServiceServer(r, s.rpc)
+	sessionv1.RegisterAdminServiceServer(r, s.admin)
+}
+
+// Ready returns why the store cannot do its work, nil when it can.
+func (s *Service) Ready(ctx context.Context) error { return s.store.Status(ctx).Err }
+
+// Run sweeps and keeps the health service up to date until ctx ends.
+func (s *Service) Run(ctx context.Context, hs *health.Server) error {
+	sweep := time.NewTicker(s.cfg.Sweep)
+	defer sweep.Stop()
+	failures := 0
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-sweep.C:
+		}
+		r, err := s.store.Sweep(ctx)
+		s.metrics.Swept(ctx, r)
+		serving := healthv1.HealthCheckResponse_SERVING
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			failures++
+			serving = healthv1.HealthCheckResponse_NOT_SERVING
+			if failures&(failures-1) == 0 { // the 1st, 2nd, 4th, 8th ... in a row
+				s.tel.Log.WarnContext(ctx, "sweep failed", slog.Int("inARow", failures), slog.Any("error", err))
+			}
+		case failures > 0:
+			s.tel.Log.InfoContext(ctx, "sweep works again", slog.Int("failed", failures))
+			failures = 0
+		}
+		hs.SetServingStatus(sessionv1.StorageService_ServiceDesc.ServiceName, serving)
+	}
+}
+
+// Drain ends streams and waits, so that a graceful stop does not wait for
+// them.
+func (s *Service) Drain() { s.stop() }
+
+// Close ends streams and closes the backend.
+func (s *Service) Close() error {
+	s.stop()
+	return s.store.Close()
+}
+
+// Run is the whole process: it serves until ctx ends, then stops in order:
+// health off, running calls, sweeper, store.
+func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry) error {
+	s, err := New(ctx, cfg, tel)
+	if err != nil {
+		return err
+	}
+	authn, err := cfg.Auth.Authenticator()
+	if err != nil {
+		return errors.Join(err, s.Close())
+	}
+	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper})
+	if err != nil {
+		return errors.Join(err, s.Close())
+	}
+	s.Register(srv)
+	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.GRPCAddr)
+	if err != nil {
+		return errors.Join(err, s.Close())
+	}
+	g := lifecycle.NewGroup(tel.Log, cfg.Grace+5*time.Second)
+	g.OnClose("store", func(context.Context) error { return s.Close() })
+	if cfg.AdminAddr != "" {
+		g.Go("admin", func(ctx context.Context) error {
+			return rpc.ServeHTTP(ctx, cfg.AdminAddr, rpc.NewAdminHandler(tel, s.Ready), time.Second)
+		})
+	}
+	g.Go("sweeper", func(ctx context.Context) error { return s.Run(ctx, hs) })
+	g.Go("grpc", func(context.Context) error { return srv.Serve(lis) })
+	g.OnClose("grpc", func(context.Context) error {
+		hs.Shutdown()
+		s.Drain()
+		rpc.Stop(srv, cfg.Grace)
+		return nil
+	})
+	tel.Log.InfoContext(ctx, "session store serves", slog.String("grpc", lis.Addr().String()), slog.String("admin", cfg.AdminAddr), slog.String("storage", cfg.Backend()))
+	return g.Run(ctx)
+}
