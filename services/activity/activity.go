@@ -31,11 +31,11 @@ type Service struct {
 	consumer *consumer.Consumer
 	server   *server.Server
 
-	stop    context.CancelFunc
-	stopped context.Context //nolint:containedctx // it only carries Close's word to Run
-	done    chan struct{}
-	mu      sync.Mutex
-	running bool
+	stop chan struct{} // closed by Close
+	done chan struct{} // closed when Run has returned
+	mu   sync.Mutex
+	// running and stopped say that Run and Close were called.
+	running, stopped bool
 }
 
 // New assembles a service that talks to the store by this connection, which
@@ -64,9 +64,10 @@ func New(cfg Config, tel *telemetry.Telemetry, store grpc.ClientConnInterface) (
 	if err != nil {
 		return nil, fmt.Errorf("activity metrics: %w", err)
 	}
-	s := &Service{consumer: c, server: server.New(client, tr, decisions, time.Now), done: make(chan struct{})}
-	s.stopped, s.stop = context.WithCancel(context.Background())
-	return s, nil
+	return &Service{
+		consumer: c, server: server.New(client, tr, decisions, time.Now),
+		stop: make(chan struct{}), done: make(chan struct{}),
+	}, nil
 }
 
 // Register adds ActivityService to a gRPC server.
@@ -79,7 +80,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 // can be called once.
 func (s *Service) Run(ctx context.Context) error {
 	s.mu.Lock()
-	if s.running || s.stopped.Err() != nil {
+	if s.running || s.stopped {
 		s.mu.Unlock()
 		return errors.New("activity service: run twice, or after close")
 	}
@@ -88,7 +89,13 @@ func (s *Service) Run(ctx context.Context) error {
 	defer close(s.done)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.stopped, cancel)()
+	go func() {
+		defer cancel()
+		select {
+		case <-s.stop:
+		case <-ctx.Done():
+		}
+	}()
 	return s.consumer.Run(ctx)
 }
 
@@ -104,7 +111,10 @@ func (s *Service) Ready(context.Context) error {
 // harmless.
 func (s *Service) Close(ctx context.Context) error {
 	s.mu.Lock()
-	s.stop()
+	if !s.stopped {
+		s.stopped = true
+		close(s.stop)
+	}
 	running := s.running
 	s.mu.Unlock()
 	if !running {

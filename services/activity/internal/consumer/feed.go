@@ -65,7 +65,8 @@ func (c *Consumer) readFeed(ctx, working context.Context, flushed <-chan struct{
 	// The server has everything once it ends the stream, too.
 	if stream.CloseSend() == nil {
 		select {
-		case <-received:
+		case err = <-received:
+			c.log.DebugContext(ctx, "feed closed", slog.Any("answer", err))
 		case <-time.After(c.cfg.CallTimeout):
 		}
 	}

@@ -14,11 +14,11 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 )
 
-func compiled(t testing.TB, list []*sessionv1.ActivityRule) *Rules {
-	t.Helper()
+func compiled(tb testing.TB, list []*sessionv1.ActivityRule) *Rules {
+	tb.Helper()
 	r, err := Compile(list)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return r
 }

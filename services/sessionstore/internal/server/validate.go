@@ -125,6 +125,9 @@ func checkEvents(events []*sessionv1.Event, limits Limits) []rpc.Violation {
 		if strings.HasPrefix(e.GetType(), reserved) && e.GetType() != "session:subscribe" {
 			out = append(out, rpc.Violation{Field: at + "type", Value: e.GetType(), Want: "a type of your own: session: is the store's"})
 		}
+		if strings.HasPrefix(e.GetId(), reserved) {
+			out = append(out, rpc.Violation{Field: at + "id", Value: e.GetId(), Want: "an id of your own: session: is the store's"})
+		}
 		out = append(out, checkTime(at+"time", e.GetTime())...)
 		out = append(out, checkData(at+"data", e.GetData(), limits.EventData)...)
 	}

@@ -164,8 +164,8 @@ type TTL interface {
 	// per deadline when less than extend_below is left; expire sessions whose
 	// deadline has passed (state EXPIRED, out of every live index, under
 	// retention, session:expired appended exactly once however many replicas
-	// sweep), but only once the watermark of every consumer group on the shard
-	// has passed the deadline or settle_max has; purge sessions whose retention
+	// sweep), but only once the watermark of ActivityGroup on the shard has passed
+	// the deadline, or settle_max has, or at once where the group never was; purge sessions whose retention
 	// has passed (as Delete does, but with nothing appended); and trim feeds.
 	Sweep(ctx context.Context) (SweepResult, error)
 }
@@ -240,6 +240,10 @@ type EventPage struct {
 	// will follow Next.
 	Over bool
 }
+
+// ActivityGroup is the consumer group that decides what extends a session: the
+// sweeper waits for it, and for no other.
+const ActivityGroup = "activity"
 
 // Feed delivers every event and lifecycle change to groups of consumers.
 type Feed interface {

@@ -69,16 +69,15 @@ func (f *feed) watermarkOf(group string, now int64) int64 {
 	return now
 }
 
-// watermark is the least of all groups; with no group nothing is waited for.
-func (f *feed) watermark(now int64) int64 {
-	least := int64(1<<63 - 1)
-	for g := range f.acked {
-		// An idle group is up to date beyond now: it has nothing to read.
-		if i := f.after(f.acked[g]); i < len(f.entries) {
-			least = min(least, f.entries[i].at.Millis)
+// settled says up to when sessions may be swept: to where the activity group
+// has come, and for ever when it has nothing left to read or never was.
+func (f *feed) settled() int64 {
+	if acked, ok := f.acked[storage.ActivityGroup]; ok {
+		if i := f.after(acked); i < len(f.entries) {
+			return f.entries[i].at.Millis
 		}
 	}
-	return least
+	return 1<<63 - 1
 }
 
 // trim drops what every group has acknowledged, and everything before a time.

@@ -148,7 +148,7 @@ func (s *Store) warn(tx *txn, now int64) int {
 
 func (s *Store) expire(tx *txn, now int64) (expired, held int) {
 	sh := tx.shard
-	watermark := sh.feed.watermark(now)
+	watermark := sh.feed.settled()
 	settle := s.opts.SettleMax.Milliseconds()
 	var list []*session
 	sh.deadlines.Ascend(func(d due) bool {

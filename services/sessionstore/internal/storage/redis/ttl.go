@@ -108,7 +108,7 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	var all []error
 	args := []any{
 		sweepBatch, s.opts.SettleMax.Milliseconds(), s.opts.Retention.Milliseconds(), s.opts.MaxEvents,
-		s.opts.SettleMax.Milliseconds() + keepFeed, keepUngrouped,
+		s.opts.SettleMax.Milliseconds() + keepFeed, keepUngrouped, storage.ActivityGroup,
 	}
 	for left := s.shards; len(left) > 0; {
 		lists := make([][]any, len(left))

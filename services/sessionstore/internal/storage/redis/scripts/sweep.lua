@@ -1,12 +1,13 @@
 -- ARGV: prefix, batch, settle_max, retention, most events, how long entries
--- are kept that a group has not acknowledged, entries kept with no group.
+-- are kept that a group has not acknowledged, entries kept with no group, the
+-- activity group's name.
 -- Returns {warned, expired, purged, trimmed, held}.
 local batch, settle, retention, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_ms()
 local feed = P .. 'feed'
 
--- The watermark: the append time of the first entry that some group has not
--- acknowledged. A group with nothing left to read holds nobody up.
+-- The watermark: the append time of the first entry that the activity group has
+-- not acknowledged. With nothing left to read it holds nobody up.
 local groups = redis.call('HGETALL', P .. 'groups')
 local watermark, acked
 local function less(a, b)
@@ -17,10 +18,9 @@ local function less(a, b)
   return as < bs
 end
 for i = 2, #groups, 2 do
-  local first = redis.call('XRANGE', feed, '(' .. groups[i], '+', 'COUNT', 1)[1]
-  if first then
-    local at = tonumber(string.match(first[1], '^%d+'))
-    if not watermark or at < watermark then watermark = at end
+  if groups[i - 1] == ARGV[8] then
+    local first = redis.call('XRANGE', feed, '(' .. groups[i], '+', 'COUNT', 1)[1]
+    if first then watermark = tonumber(string.match(first[1], '^%d+')) end
   end
   if not acked or less(groups[i], acked) then acked = groups[i] end
 end

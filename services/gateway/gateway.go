@@ -1,0 +1,265 @@
+// Package gateway is Stoker for browsers: REST, polls and server-sent events
+// in front of the gRPC services.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"github.com/realclientip/realclientip-go"
+	"google.golang.org/grpc"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/livinguniverse/stoker/pkg/lifecycle"
+	"github.com/livinguniverse/stoker/pkg/rpc"
+	"github.com/livinguniverse/stoker/pkg/telemetry"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/gateway/console"
+	activitygw "github.com/livinguniverse/stoker/services/gateway/internal/gen/stoker/activity/v1"
+	sessiongw "github.com/livinguniverse/stoker/services/gateway/internal/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/gateway/internal/httperr"
+	"github.com/livinguniverse/stoker/services/gateway/internal/openapi"
+	"github.com/livinguniverse/stoker/services/gateway/internal/poll"
+	"github.com/livinguniverse/stoker/services/gateway/internal/sse"
+)
+
+// heartbeat is the longest silence of a stream of events.
+const heartbeat = 15 * time.Second
+
+// Gateway is the assembled HTTP surface.
+type Gateway struct {
+	cfg      Config
+	tel      *telemetry.Telemetry
+	health   healthv1.HealthClient
+	mux      *runtime.ServeMux
+	sse      *sse.Handler
+	limiter  *poll.Limiter
+	waiters  *poll.Waiters
+	clientIP realclientip.Strategy
+	handler  http.Handler
+	stop     context.CancelFunc
+}
+
+// marshal is how every message is spelled: fields that have a default are
+// shown (extensionCount 0), messages that are absent are not.
+var marshal = protojson.MarshalOptions{EmitDefaultValues: true}
+
+// New assembles the gateway over connections to the session store and the
+// activity service.
+func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry, store, activity *grpc.ClientConn) (*Gateway, error) {
+	limiter, err := poll.New(cfg.PollInterval, time.Now)
+	if err != nil {
+		return nil, err
+	}
+	stopping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	g := &Gateway{
+		cfg: cfg, tel: tel, limiter: limiter, waiters: poll.NewWaiters(cfg.MaxWaiters), stop: stop,
+		health: healthv1.NewHealthClient(store),
+		sse:    &sse.Handler{Store: sessionv1.NewStorageServiceClient(store), Marshal: marshal, Heartbeat: heartbeat, Stopping: stopping},
+	}
+	if g.clientIP, err = clientIP(cfg.TrustedProxies); err != nil {
+		return nil, err
+	}
+	if err := g.routes(ctx, store, activity); err != nil {
+		return nil, err
+	}
+	if g.handler, err = g.assemble(); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// clientIP says who calls: the peer, or, behind trusted proxies, the last
+// address in X-Forwarded-For that is not one of them. What a client writes
+// there itself stands before that and is not believed.
+func clientIP(proxies []string) (realclientip.Strategy, error) {
+	if len(proxies) == 0 {
+		return realclientip.RemoteAddrStrategy{}, nil
+	}
+	ranges, err := realclientip.AddressesAndRangesToIPNets(proxies...)
+	if err != nil {
+		return nil, err
+	}
+	forwarded, err := realclientip.NewRightmostTrustedRangeStrategy("X-Forwarded-For", ranges)
+	if err != nil {
+		return nil, err
+	}
+	return trustedOnly{ranges: ranges, forwarded: forwarded}, nil
+}
+
+// trustedOnly believes the header only when the peer itself is a trusted proxy.
+type trustedOnly struct {
+	ranges    []net.IPNet
+	forwarded realclientip.Strategy
+}
+
+// ClientIP implements realclientip.Strategy.
+func (s trustedOnly) ClientIP(h http.Header, remoteAddr string) string {
+	peer := realclientip.RemoteAddrStrategy{}.ClientIP(h, remoteAddr)
+	ip := net.ParseIP(peer)
+	for _, r := range s.ranges {
+		if ip != nil && r.Contains(ip) {
+			if from := s.forwarded.ClientIP(h, remoteAddr); from != "" {
+				return from
+			}
+		}
+	}
+	return peer
+}
+
+func (g *Gateway) routes(ctx context.Context, store, activity *grpc.ClientConn) error {
+	g.mux = runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
+			MarshalOptions: marshal, UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: false},
+		}),
+		runtime.WithErrorHandler(httperr.Handle),
+		runtime.WithRoutingErrorHandler(httperr.Routing),
+		// Callers cannot inject metadata: what is not listed is dropped.
+		runtime.WithIncomingHeaderMatcher(func(name string) (string, bool) {
+			return "authorization", name == "Authorization"
+		}),
+		runtime.WithOutgoingHeaderMatcher(func(name string) (string, bool) {
+			switch name {
+			case "stoker-served-by", "stoker-stale-for", "stoker-durability":
+				return name, true
+			}
+			return "", false
+		}),
+		runtime.WithForwardResponseOption(g.decorate),
+		runtime.WithDisablePathLengthFallback(),
+	)
+	if err := errors.Join(
+		sessiongw.RegisterStorageServiceHandler(ctx, g.mux, store),
+		sessiongw.RegisterAdminServiceHandler(ctx, g.mux, store),
+		activitygw.RegisterActivityServiceHandler(ctx, g.mux, activity),
+	); err != nil {
+		return err
+	}
+	doc, err := openapi.Handler(g.cfg.Telemetry.Version)
+	if err != nil {
+		return err
+	}
+	admin := rpc.NewAdminHandler(g.tel, g.Ready)
+	plain := func(h http.Handler) runtime.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request, _ map[string]string) { h.ServeHTTP(w, r) }
+	}
+	// A route registered later wins: this one replaces the generated stream.
+	return errors.Join(
+		g.mux.HandlePath(http.MethodGet, "/v1/sessions/{id}/events:watch", g.watch),
+		g.mux.HandlePath(http.MethodGet, "/openapi.json", plain(doc)),
+		g.mux.HandlePath(http.MethodGet, "/healthz", plain(admin)),
+		g.mux.HandlePath(http.MethodGet, "/readyz", plain(admin)),
+		g.mux.HandlePath(http.MethodGet, "/metrics", plain(admin)),
+		g.mux.HandlePath(http.MethodGet, "/", plain(console.Handler())),
+		g.mux.HandlePath(http.MethodGet, "/style.css", plain(console.Style())),
+	)
+}
+
+// decorate adds to answers what only the gateway knows.
+func (g *Gateway) decorate(ctx context.Context, w http.ResponseWriter, m proto.Message) error {
+	switch m := m.(type) {
+	case *sessionv1.Session:
+		w.Header().Set("ETag", strconv.Quote(strconv.FormatInt(m.GetRevision(), 10)))
+	case *sessionv1.ListEventsResponse:
+		if m.GetPollAfter().AsDuration() > 0 {
+			m.PollAfter = durationpb.New(g.cfg.PollInterval)
+		} else if t := turnOf(ctx); t != nil {
+			t.giveBack()
+		}
+	}
+	return nil
+}
+
+// watch serves a session's events as server-sent events.
+func (g *Gateway) watch(w http.ResponseWriter, r *http.Request, params map[string]string) {
+	leave := g.waiters.Enter(g.client(r))
+	if leave == nil {
+		poll.RefuseWaiter(w)
+		return
+	}
+	defer leave()
+	ctx := r.Context()
+	if a := r.Header.Get("Authorization"); a != "" {
+		ctx = metadata.NewOutgoingContext(ctx, metadata.Pairs("authorization", a))
+	}
+	g.sse.Serve(ctx, w, r, params["id"])
+}
+
+func (g *Gateway) client(r *http.Request) string {
+	return g.clientIP.ClientIP(r.Header, r.RemoteAddr)
+}
+
+// Handler is the whole surface.
+func (g *Gateway) Handler() http.Handler { return g.handler }
+
+// Ready returns why the gateway cannot do its work, nil when it can.
+func (g *Gateway) Ready(ctx context.Context) error {
+	resp, err := g.health.Check(ctx, &healthv1.HealthCheckRequest{})
+	if err != nil {
+		return err
+	}
+	if resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+		return errors.New("the session store does not serve")
+	}
+	return nil
+}
+
+// Serve serves a listener until ctx ends, then ends streams and waits for
+// running requests within the grace.
+func (g *Gateway) Serve(ctx context.Context, lis net.Listener) error {
+	srv := &http.Server{
+		Handler: g.handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(g.tel.Log.Handler(), slog.LevelWarn),
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(lis) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	g.stop()
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.cfg.Grace)
+	defer cancel()
+	err := srv.Shutdown(closing)
+	if err != nil {
+		err = errors.Join(err, srv.Close())
+	}
+	<-served
+	return err
+}
+
+// Run is the whole process: it serves until ctx ends.
+func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry) error {
+	store, err := rpc.Dial(cfg.StoreAddr, tel)
+	if err != nil {
+		return err
+	}
+	activity, err := rpc.Dial(cfg.ActivityAddr, tel)
+	if err != nil {
+		return errors.Join(err, store.Close())
+	}
+	g, err := New(ctx, cfg, tel, store, activity)
+	if err != nil {
+		return errors.Join(err, store.Close(), activity.Close())
+	}
+	lis, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.HTTPAddr)
+	if err != nil {
+		return errors.Join(err, store.Close(), activity.Close())
+	}
+	group := lifecycle.NewGroup(tel.Log, cfg.Grace+5*time.Second)
+	group.OnClose("connections", func(context.Context) error { return errors.Join(store.Close(), activity.Close()) })
+	group.Go("http", func(ctx context.Context) error { return g.Serve(ctx, lis) })
+	tel.Log.InfoContext(ctx, "gateway serves", slog.String("http", lis.Addr().String()))
+	return group.Run(ctx)
+}

@@ -1,0 +1,129 @@
+// Package httperr answers every error of the gateway in one form: a
+// google.rpc.Status in JSON, with the HTTP code that belongs to it.
+package httperr
+
+import (
+	"context"
+	"math"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/livinguniverse/stoker/pkg/rpc"
+)
+
+// Handle is the error handler of the REST mux.
+func Handle(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
+	Write(w, err)
+}
+
+// Routing answers a path or a method that there is no route for.
+func Routing(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpStatus int) {
+	switch httpStatus {
+	case http.StatusMethodNotAllowed:
+		write(w, httpStatus, status.New(codes.Unimplemented, "the method "+rpc.Shorten(r.Method)+" is not supported on this path"))
+	case http.StatusBadRequest:
+		write(w, httpStatus, status.New(codes.InvalidArgument, "malformed path"))
+	default:
+		write(w, http.StatusNotFound, status.New(codes.NotFound, "there is no route "+rpc.Shorten(r.URL.Path)))
+	}
+}
+
+// Write answers an error.
+func Write(w http.ResponseWriter, err error) {
+	st := Clean(status.Convert(err))
+	code := runtime.HTTPStatusFromCode(st.Code())
+	for _, d := range st.Details() {
+		if i, ok := d.(*errdetails.ErrorInfo); ok && i.GetDomain() == rpc.Domain && i.GetReason() == rpc.ReasonSessionOver {
+			code = http.StatusConflict // not a mistake in the request: the session's state
+		}
+	}
+	write(w, code, st)
+}
+
+// WriteStatus answers with an HTTP code that gRPC has no equal for.
+func WriteStatus(w http.ResponseWriter, httpStatus int, code codes.Code, msg string) {
+	write(w, httpStatus, status.New(code, msg))
+}
+
+func write(w http.ResponseWriter, httpStatus int, st *status.Status) {
+	h := w.Header()
+	for _, d := range st.Details() {
+		if retry, ok := d.(*errdetails.RetryInfo); ok {
+			h.Set("Retry-After", Seconds(retry.GetRetryDelay().AsDuration()))
+		}
+	}
+	body, err := protojson.Marshal(st.Proto())
+	if err != nil {
+		body = []byte(`{"code":13,"message":"internal error"}`)
+		httpStatus = http.StatusInternalServerError
+	}
+	h.Set("Content-Type", "application/json")
+	h.Del("Content-Length")
+	h.Del("ETag")
+	w.WriteHeader(httpStatus)
+	_, _ = w.Write(body)
+}
+
+// Seconds spells a delay for Retry-After: whole seconds, rounded up, at least 1.
+func Seconds(d time.Duration) string {
+	return strconv.Itoa(max(1, int(math.Ceil(d.Seconds()))))
+}
+
+// Clean takes out of a status what is not for callers, and puts into it what
+// they need: transport errors lose their addresses, JSON mistakes get the name
+// of their field.
+func Clean(st *status.Status) *status.Status {
+	if len(st.Proto().GetDetails()) > 0 {
+		return st
+	}
+	switch st.Code() {
+	case codes.InvalidArgument:
+		return status.Convert(badJSON(st.Message()))
+	case codes.Unavailable:
+		return status.Convert(rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable, "the service behind the gateway cannot answer now; try again", nil, time.Second))
+	case codes.Unknown, codes.Internal:
+		return status.Convert(rpc.Error(codes.Internal, rpc.ReasonInternal, "internal error", nil, 0))
+	default:
+		return st
+	}
+}
+
+var (
+	unknownField = regexp.MustCompile(`unknown field "([^"]*)"`)
+	invalidValue = regexp.MustCompile(`invalid value for [a-z0-9]+ (?:field|value) ?([A-Za-z0-9_]*):? (.*)`)
+	badParameter = regexp.MustCompile(`parameter: ([A-Za-z0-9_.]+), error: (.*)`)
+	position     = regexp.MustCompile(`^\(line \d+:\d+\): `)
+)
+
+// badJSON gives the decoder's message a stable form and names the field.
+// Protojson varies the spaces of its messages on purpose.
+func badJSON(msg string) error {
+	msg = strings.ReplaceAll(msg, "\u00a0", " ")
+	for _, prefix := range []string{"proto: ", "syntax error ", "proto:"} {
+		msg = strings.TrimSpace(strings.TrimPrefix(msg, prefix))
+	}
+	at := position.FindString(msg)
+	msg = strings.TrimPrefix(msg, at)
+	if m := unknownField.FindStringSubmatch(msg); m != nil {
+		return rpc.FieldViolation(m[1], "", "a known field; there is none of this name")
+	}
+	if m := badParameter.FindStringSubmatch(msg); m != nil {
+		return rpc.FieldViolation(rpc.JSONName(m[1]), m[2], "a value of the parameter's type")
+	}
+	if m := invalidValue.FindStringSubmatch(msg); m != nil && m[1] != "" {
+		return rpc.FieldViolation(rpc.JSONName(m[1]), strings.Trim(m[2], `"`), "a value of the field's type")
+	}
+	if msg == "EOF" || strings.Contains(msg, "unexpected EOF") {
+		msg = "the JSON ends too early"
+	}
+	return rpc.FieldViolation("body", "", "valid JSON: "+at+msg)
+}
