@@ -23,43 +23,50 @@ type Settings interface {
 func Command(use, short, version string, cfg Settings, run func(ctx context.Context) error) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Version: version, Args: cobra.NoArgs}
 	Bind(cmd, cfg, run)
+	cmd.AddCommand(CheckCommand(cfg))
 	return cmd
 }
 
-// Bind gives a command the flags of a configuration, `config check`, and a run
-// function that is called once the configuration is loaded and valid.
+// Bind gives a command the flags of a configuration and a run function that is
+// called once the configuration is loaded and valid.
 func Bind(cmd *cobra.Command, cfg Settings, run func(ctx context.Context) error) {
 	cmd.SilenceUsage, cmd.SilenceErrors = true, true
 	cmd.CompletionOptions.HiddenDefaultCmd = true
-	fs := cmd.Flags()
-	cfg.Flags(fs)
-	AddFlag(fs)
-	load := func() error {
-		if err := Load(fs); err != nil {
-			return err
-		}
-		return cfg.Validate()
-	}
+	cfg.Flags(cmd.Flags())
+	AddFlag(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := load(); err != nil {
+		if err := load(cmd.Flags(), cfg); err != nil {
 			return err
 		}
 		return run(cmd.Context())
 	}
+}
+
+func load(fs *pflag.FlagSet, cfg Settings) error {
+	if err := Load(fs); err != nil {
+		return err
+	}
+	return cfg.Validate()
+}
+
+// CheckCommand returns `config check`, which takes the same flags and says
+// every problem.
+func CheckCommand(cfg Settings) *cobra.Command {
 	check := &cobra.Command{
 		Use: "check", Short: "Check flags, environment and file, and say every problem", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := load(); err != nil {
+			if err := load(cmd.Flags(), cfg); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "configuration is valid")
 			return err
 		},
 	}
-	check.Flags().AddFlagSet(fs)
+	cfg.Flags(check.Flags())
+	AddFlag(check.Flags())
 	parent := &cobra.Command{Use: "config", Short: "Work on the configuration"}
 	parent.AddCommand(check)
-	cmd.AddCommand(parent)
+	return parent
 }
 
 // Main runs a command until it is done or a signal ends it, and returns the

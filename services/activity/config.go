@@ -85,14 +85,26 @@ var nameInFeed = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
 
 // Validate returns everything that is wrong, joined, each with its flag.
 func (c *Config) Validate() error {
+	errs := []error{c.ValidateEmbedded(), c.Auth.Validate(), c.Auth.CheckListen("grpc-addr", c.GRPCAddr), c.Telemetry.Validate()}
+	for flag, addr := range map[string]string{"grpc-addr": c.GRPCAddr, "store-addr": c.StoreAddr} {
+		if addr == "" {
+			errs = append(errs, fmt.Errorf("--%s: got \"\", want host:port", flag))
+		}
+	}
+	if c.AdminAddr != "" {
+		errs = append(errs, c.Auth.CheckListen("admin-addr", c.AdminAddr))
+	}
+	return errors.Join(errs...)
+}
+
+// ValidateEmbedded is Validate for what matters inside another process.
+func (c *Config) ValidateEmbedded() error {
 	var errs []error
 	check := func(ok bool, flag string, value any, want string) {
 		if !ok {
 			errs = append(errs, fmt.Errorf("--%s: got %v, want %s", flag, value, want))
 		}
 	}
-	check(c.GRPCAddr != "", "grpc-addr", `""`, "host:port")
-	check(c.StoreAddr != "", "store-addr", `""`, "host:port")
 	check(nameInFeed.MatchString(c.Group) && len(c.Group) <= 64, "group", c.Group, "letters, digits, '.', '_' and '-', at most 64")
 	check(c.Consumer == "" || (nameInFeed.MatchString(c.Consumer) && len(c.Consumer) <= 128), "consumer", c.Consumer, "letters, digits, '.', '_' and '-', at most 128")
 	check(c.FlushInterval >= time.Millisecond && c.FlushInterval <= time.Hour, "flush-interval", c.FlushInterval, "1ms to 1h")
@@ -104,10 +116,6 @@ func (c *Config) Validate() error {
 	check(c.ShutdownGrace >= 0, "shutdown-grace", c.ShutdownGrace, "0 or more")
 	if _, err := c.rules(); err != nil {
 		errs = append(errs, err)
-	}
-	errs = append(errs, c.Auth.Validate(), c.Auth.CheckListen("grpc-addr", c.GRPCAddr), c.Telemetry.Validate())
-	if c.AdminAddr != "" {
-		errs = append(errs, c.Auth.CheckListen("admin-addr", c.AdminAddr))
 	}
 	return errors.Join(errs...)
 }

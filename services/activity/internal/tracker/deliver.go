@@ -121,15 +121,12 @@ func (t *Tracker) Applied(items []Item, results []Result, now int64) {
 }
 
 func (t *Tracker) applied(it Item, r Result, now int64) {
-	if !r.Retry && t.decisions != nil {
-		t.decisions.Add(it.SessionID, explain.Decision{
-			Time: now, Activity: it.Time, Kind: it.Kind, EventID: it.EventID,
-			Outcome: r.Outcome, Reason: r.Reason, Coalesced: it.Coalesced,
-		})
-	}
 	s := it.s
 	if s.gone || s.flight == nil {
 		return
+	}
+	if !r.Retry {
+		t.explain(it, r, now)
 	}
 	d := s.flight
 	s.flight = nil
@@ -151,6 +148,20 @@ func (t *Tracker) applied(it Item, r Result, now int64) {
 	}
 	t.recycle(d)
 	t.rest(s, now)
+}
+
+// explain remembers an answer; of a session that is not there nobody can ask.
+func (t *Tracker) explain(it Item, r Result, now int64) {
+	switch {
+	case t.decisions == nil:
+	case r.Outcome == sessionv1.ExtendTTLResponse_NOT_FOUND:
+		t.decisions.Forget(it.SessionID)
+	default:
+		t.decisions.Add(it.SessionID, explain.Decision{
+			Time: now, Activity: it.Time, Kind: it.Kind, EventID: it.EventID,
+			Outcome: r.Outcome, Reason: r.Reason, Coalesced: it.Coalesced,
+		})
+	}
 }
 
 // learn updates a session by an answer.

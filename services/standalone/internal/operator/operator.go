@@ -1,0 +1,147 @@
+// Package operator is the command line for operators: each command is one call
+// of a running Stoker, printed as JSON.
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/livinguniverse/stoker/pkg/rpc"
+	"github.com/livinguniverse/stoker/pkg/telemetry"
+	activityv1 "github.com/livinguniverse/stoker/proto/gen/stoker/activity/v1"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+)
+
+const callTimeout = 10 * time.Second
+
+// call is one call of a service; conn reaches the address in --addr.
+type call func(ctx context.Context, conn grpc.ClientConnInterface, args []string) (proto.Message, error)
+
+// Commands returns the operator's commands.
+func Commands() []*cobra.Command {
+	var list sessionv1.ListSessionsRequest
+	var phase, reason, project string
+	sessions := &cobra.Command{Use: "sessions", Short: "List, get, end and delete sessions"}
+	ls := command("list", "List live sessions, or those of a phase", cobra.NoArgs, func(ctx context.Context, conn grpc.ClientConnInterface, _ []string) (proto.Message, error) {
+		n, ok := sessionv1.Session_Phase_value[phase]
+		if phase != "" && !ok {
+			return nil, fmt.Errorf("--phase: got %q, want ACTIVE, IDLE, EXPIRING, ENDED or EXPIRED", phase)
+		}
+		list.Phase = sessionv1.Session_Phase(n)
+		return sessionv1.NewStorageServiceClient(conn).ListSessions(ctx, &list)
+	})
+	ls.Flags().StringVar(&list.User, "user", "", "only this user's")
+	ls.Flags().StringVar(&list.Project, "project", "", "only this project's")
+	ls.Flags().StringVar(&phase, "phase", "", "only those in this phase")
+	ls.Flags().Int32Var(&list.PageSize, "page-size", 50, "sessions at most, 1 to 1000")
+	ls.Flags().StringVar(&list.PageToken, "page-token", "", "nextPageToken of the page before")
+	end := command("end ID", "End a session", cobra.ExactArgs(1), func(ctx context.Context, conn grpc.ClientConnInterface, args []string) (proto.Message, error) {
+		return sessionv1.NewStorageServiceClient(conn).EndSession(ctx, &sessionv1.EndSessionRequest{Id: args[0], Reason: reason})
+	})
+	end.Flags().StringVar(&reason, "reason", "ended by an operator", "why")
+	sessions.AddCommand(ls, end,
+		command("get ID", "Show a session", cobra.ExactArgs(1), func(ctx context.Context, conn grpc.ClientConnInterface, args []string) (proto.Message, error) {
+			return sessionv1.NewStorageServiceClient(conn).GetSession(ctx, &sessionv1.GetSessionRequest{Id: args[0]})
+		}),
+		command("delete ID", "Remove a session and all that belongs to it", cobra.ExactArgs(1), func(ctx context.Context, conn grpc.ClientConnInterface, args []string) (proto.Message, error) {
+			return sessionv1.NewStorageServiceClient(conn).DeleteSession(ctx, &sessionv1.DeleteSessionRequest{Id: args[0]})
+		}))
+	users := command("users", "List users with live sessions", cobra.NoArgs, func(ctx context.Context, conn grpc.ClientConnInterface, _ []string) (proto.Message, error) {
+		return sessionv1.NewStorageServiceClient(conn).ListActiveUsers(ctx, &sessionv1.ListActiveUsersRequest{Project: project, PageSize: 1000})
+	})
+	users.Flags().StringVar(&project, "project", "", "only this project's")
+	return []*cobra.Command{
+		sessions, users, watch(),
+		command("ttl ID", "Show a session's deadline and how far it can still move", cobra.ExactArgs(1), func(ctx context.Context, conn grpc.ClientConnInterface, args []string) (proto.Message, error) {
+			return sessionv1.NewStorageServiceClient(conn).GetTTL(ctx, &sessionv1.GetTTLRequest{Id: args[0]})
+		}),
+		command("explain ID", "Tell why a session was or was not extended", cobra.ExactArgs(1), func(ctx context.Context, conn grpc.ClientConnInterface, args []string) (proto.Message, error) {
+			return activityv1.NewActivityServiceClient(conn).GetActivity(ctx, &activityv1.GetActivityRequest{Id: args[0]})
+		}),
+		command("breakers", "List circuit breakers", cobra.NoArgs, func(ctx context.Context, conn grpc.ClientConnInterface, _ []string) (proto.Message, error) {
+			return sessionv1.NewAdminServiceClient(conn).ListBreakers(ctx, &sessionv1.ListBreakersRequest{})
+		}),
+	}
+}
+
+// command makes a command of a call.
+func command(use, short string, args cobra.PositionalArgs, do call) *cobra.Command {
+	return dialled(&cobra.Command{Use: use, Short: short, Args: args}, func(cmd *cobra.Command, conn *grpc.ClientConn, args []string) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
+		defer cancel()
+		m, err := do(ctx, conn, args)
+		if err != nil {
+			return plain(err)
+		}
+		return show(cmd.OutOrStdout(), m)
+	})
+}
+
+func dialled(cmd *cobra.Command, run func(cmd *cobra.Command, conn *grpc.ClientConn, args []string) error) *cobra.Command {
+	var addr string
+	cmd.Flags().StringVar(&addr, "addr", "127.0.0.1:9090", "gRPC `address` of the service: the session store, or the activity service for explain")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		conn, err := rpc.Dial(addr, telemetry.Nop())
+		if err != nil {
+			return err
+		}
+		return errors.Join(run(cmd, conn, args), conn.Close())
+	}
+	return cmd
+}
+
+func show(out io.Writer, m proto.Message) error {
+	text, err := protojson.MarshalOptions{Multiline: true, EmitDefaultValues: true}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s\n", text)
+	return err
+}
+
+// plain spells a status as its code and message.
+func plain(err error) error {
+	if s, ok := status.FromError(err); ok {
+		return fmt.Errorf("%s: %s", s.Code(), s.Message())
+	}
+	return err
+}
+
+// watch prints a session's events as they come.
+func watch() *cobra.Command {
+	return dialled(&cobra.Command{Use: "watch ID", Short: "Print a session's events as they come, until it is over", Args: cobra.ExactArgs(1)},
+		func(cmd *cobra.Command, conn *grpc.ClientConn, args []string) error {
+			stream, err := sessionv1.NewStorageServiceClient(conn).WatchEvents(cmd.Context(), &sessionv1.WatchEventsRequest{Id: args[0]})
+			if err != nil {
+				return plain(err)
+			}
+			for {
+				m, err := stream.Recv()
+				if errors.Is(err, io.EOF) || cmd.Context().Err() != nil {
+					return nil
+				}
+				if err != nil {
+					return plain(err)
+				}
+				if m.GetEvent() == nil {
+					continue
+				}
+				text, err := protojson.Marshal(m.GetEvent())
+				if err != nil {
+					return err
+				}
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\n", text); err != nil {
+					return err
+				}
+			}
+		})
+}
