@@ -123,7 +123,7 @@ func banner(out io.Writer, cfg Config, http, grpcAddr net.Addr) error {
   metrics  http://%[2]s/metrics
 
 Try:
-  curl -X POST http://%[2]s/v1/sessions -d '{"user":"ann","project":"acme"}'
+  curl --json '{"user":"ann","project":"acme"}' http://%[2]s/v1/sessions
 
 `, where, http, grpcAddr)
 	return err
