@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -23,6 +24,7 @@ import (
 	"github.com/livinguniverse/stoker/pkg/lifecycle"
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
+	activityv1 "github.com/livinguniverse/stoker/proto/gen/stoker/activity/v1"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/gateway/console"
 	activitygw "github.com/livinguniverse/stoker/services/gateway/internal/gen/stoker/activity/v1"
@@ -30,6 +32,7 @@ import (
 	"github.com/livinguniverse/stoker/services/gateway/internal/httperr"
 	"github.com/livinguniverse/stoker/services/gateway/internal/openapi"
 	"github.com/livinguniverse/stoker/services/gateway/internal/poll"
+	"github.com/livinguniverse/stoker/services/gateway/internal/routes"
 	"github.com/livinguniverse/stoker/services/gateway/internal/sse"
 )
 
@@ -46,6 +49,7 @@ type Gateway struct {
 	limiter  *poll.Limiter
 	waiters  *poll.Waiters
 	clientIP realclientip.Strategy
+	table    *routes.Table
 	handler  http.Handler
 	stop     context.CancelFunc
 }
@@ -66,6 +70,10 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry, store, activ
 		cfg: cfg, tel: tel, limiter: limiter, waiters: poll.NewWaiters(cfg.MaxWaiters), stop: stop,
 		health: healthv1.NewHealthClient(store),
 		sse:    &sse.Handler{Store: sessionv1.NewStorageServiceClient(store), Marshal: marshal, Heartbeat: heartbeat, Stopping: stopping},
+	}
+	if g.table, err = routes.New(ownPaths, sessionv1.File_stoker_session_v1_storage_service_proto,
+		sessionv1.File_stoker_session_v1_admin_service_proto, activityv1.File_stoker_activity_v1_activity_service_proto); err != nil {
+		return nil, err
 	}
 	if g.clientIP, err = clientIP(cfg.TrustedProxies); err != nil {
 		return nil, err
@@ -117,17 +125,31 @@ func (s trustedOnly) ClientIP(h http.Header, remoteAddr string) string {
 	return peer
 }
 
+// ownPaths are the routes that are no RPC's.
+var ownPaths = []string{"/openapi.json", "/healthz", "/readyz", "/metrics", "/", "/style.css"}
+
+func nothing(string) (string, bool) { return "", false }
+
+// unrouted answers a request that no route takes; for a known path it names
+// the methods that there are.
+func (g *Gateway) unrouted(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpStatus int) {
+	if httpStatus == http.StatusMethodNotAllowed {
+		w.Header().Set("Allow", strings.Join(g.table.Methods(r.URL.Path), ", "))
+	}
+	httperr.Routing(ctx, mux, m, w, r, httpStatus)
+}
+
 func (g *Gateway) routes(ctx context.Context, store, activity *grpc.ClientConn) error {
 	g.mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
 			MarshalOptions: marshal, UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: false},
 		}),
 		runtime.WithErrorHandler(httperr.Handle),
-		runtime.WithRoutingErrorHandler(httperr.Routing),
-		// Callers cannot inject metadata: what is not listed is dropped.
-		runtime.WithIncomingHeaderMatcher(func(name string) (string, bool) {
-			return "authorization", name == "Authorization"
-		}),
+		runtime.WithRoutingErrorHandler(g.unrouted),
+		// Callers cannot inject metadata: no header becomes any. The mux passes
+		// Authorization on by itself; naming it here would send it twice.
+		runtime.WithIncomingHeaderMatcher(nothing),
+		runtime.WithOutgoingTrailerMatcher(nothing),
 		runtime.WithOutgoingHeaderMatcher(func(name string) (string, bool) {
 			switch name {
 			case "stoker-served-by", "stoker-stale-for", "stoker-durability":
@@ -195,7 +217,11 @@ func (g *Gateway) watch(w http.ResponseWriter, r *http.Request, params map[strin
 	g.sse.Serve(ctx, w, r, params["id"])
 }
 
+// client is who calls, for limits and the log.
 func (g *Gateway) client(r *http.Request) string {
+	if known, ok := r.Context().Value(clientKey{}).(string); ok {
+		return known
+	}
 	return g.clientIP.ClientIP(r.Header, r.RemoteAddr)
 }
 

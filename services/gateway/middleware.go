@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"mime"
 	"net/http"
 	"runtime/debug"
 	"strings"
@@ -25,7 +24,7 @@ const callTimeout = 35 * time.Second
 // assemble puts the parts around the routes, innermost first: polls are judged
 // last before the route, recovery and the trace see everything.
 func (g *Gateway) assemble() (http.Handler, error) {
-	var h http.Handler = g.mux
+	h := g.forget(g.mux)
 	h = g.etags(h)
 	h = g.polls(h)
 	h = g.bodies(h)
@@ -45,40 +44,13 @@ func (g *Gateway) assemble() (http.Handler, error) {
 		otelhttp.WithFilter(func(r *http.Request) bool {
 			return r.URL.Path != "/healthz" && r.URL.Path != "/readyz" && r.URL.Path != "/metrics"
 		}),
-		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + template(r.URL.Path) }),
+		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string {
+			if name := g.table.Template(r.Method, r.URL.Path); name != "unknown" {
+				return r.Method + " " + name
+			}
+			return "HTTP" // whatever callers make up must not become a name
+		}),
 	), nil
-}
-
-// template is a path without what varies in it, for span names: few names, and
-// no session ids.
-func template(path string) string {
-	parts := strings.Split(path, "/")
-	for i := 1; i < len(parts); i++ {
-		switch parts[i-1] {
-		case "sessions":
-			parts[i] = keepVerb(parts[i], "{id}")
-		case "users":
-			parts[i] = keepVerb(parts[i], "{user}")
-		case "policies":
-			parts[i] = "{project}"
-		case "breakers":
-			parts[i] = keepVerb(parts[i], "{name}")
-		case "deadLetters":
-			parts[i] = keepVerb(parts[i], "{id}")
-		}
-	}
-	if len(parts) > 6 {
-		return "/..."
-	}
-	return strings.Join(parts, "/")
-}
-
-func keepVerb(part, name string) string {
-	_, verb, ok := strings.Cut(part, ":")
-	if ok {
-		return name + ":" + rpc.Shorten(verb)
-	}
-	return name
 }
 
 // recorder remembers the status of an answer.
@@ -114,6 +86,10 @@ func (g *Gateway) guard(next http.Handler) http.Handler {
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'")
 		h.Set("Cache-Control", "no-store")
+		// A client that takes nothing is dropped. The deadline is the connection's
+		// and outlives a request, so that every answer needs its own; where the
+		// writer has none (in tests) there is nothing to drop.
+		_ = http.NewResponseController(w).SetWriteDeadline(begin.Add(callTimeout + 10*time.Second))
 		rec := &recorder{ResponseWriter: w}
 		defer func() {
 			if p := recover(); p != nil {
@@ -129,11 +105,11 @@ func (g *Gateway) guard(next http.Handler) http.Handler {
 			if rec.status >= http.StatusInternalServerError {
 				level = slog.LevelWarn
 			}
-			g.tel.Log.LogAttrs(r.Context(), level, "request", slog.String("method", r.Method), slog.String("route", template(r.URL.Path)),
+			g.tel.Log.LogAttrs(r.Context(), level, "request", slog.String("method", rpc.Shorten(r.Method)), slog.String("route", g.table.Template(r.Method, r.URL.Path)),
 				slog.Int("status", rec.status), slog.Duration("duration", time.Since(begin)), slog.String("client", g.client(r)))
 		}()
 		if len(r.Header.Values("Authorization")) > 1 {
-			httperr.WriteStatus(rec, http.StatusBadRequest, codes.InvalidArgument, "Authorization: more than one")
+			httperr.WriteStatus(rec, http.StatusBadRequest, codes.InvalidArgument, rpc.ReasonInvalid, "Authorization: more than one")
 			return
 		}
 		next.ServeHTTP(rec, r)
@@ -149,91 +125,23 @@ func (g *Gateway) deadlines(next http.Handler) http.Handler {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 		defer cancel()
-		// A client that takes nothing is dropped; where the writer has no
-		// deadline (in tests) there is nothing to drop.
-		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(callTimeout + 10*time.Second))
 		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 
-// bodies checks the size and the media type of what comes in.
-func (g *Gateway) bodies(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
-			next.ServeHTTP(w, r)
-			return
-		}
-		if r.ContentLength > g.cfg.MaxBody {
-			g.tooLarge(w)
-			return
-		}
-		if kind := r.Header.Get("Content-Type"); kind != "" {
-			media, _, err := mime.ParseMediaType(kind)
-			if err != nil || (media != "application/json" && !strings.HasSuffix(media, "+json")) {
-				httperr.WriteStatus(w, http.StatusUnsupportedMediaType, codes.InvalidArgument, "Content-Type: got \""+rpc.Shorten(kind)+"\", want application/json")
-				return
-			}
-		}
-		body := &limitedBody{ReadCloser: http.MaxBytesReader(w, r.Body, g.cfg.MaxBody)}
-		r.Body = body
-		next.ServeHTTP(&bodyWriter{ResponseWriter: w, body: body, refuse: g.tooLarge}, r)
-	})
-}
+type clientKey struct{}
 
-func (g *Gateway) tooLarge(w http.ResponseWriter) {
-	httperr.WriteStatus(w, http.StatusRequestEntityTooLarge, codes.InvalidArgument, "body: larger than the limit of --max-body")
-}
-
-// etags turns an answer that the caller has already into 304.
-func (g *Gateway) etags(next http.Handler) http.Handler {
+// forget drops headers that the REST mux would make metadata or deadlines of
+// and that anybody can write: who called is known by now.
+func (g *Gateway) forget(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if have := r.Header.Get("If-None-Match"); have != "" && r.Method == http.MethodGet {
-			w = &conditional{ResponseWriter: w, have: have}
+		r = r.WithContext(context.WithValue(r.Context(), clientKey{}, g.client(r)))
+		r.Header = r.Header.Clone()
+		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "Grpc-Timeout"} {
+			r.Header.Del(name)
 		}
 		next.ServeHTTP(w, r)
 	})
-}
-
-// conditional drops the body of an answer whose ETag the caller has.
-type conditional struct {
-	http.ResponseWriter
-	have  string
-	begun bool
-	drop  bool
-}
-
-func (c *conditional) WriteHeader(status int) {
-	c.begun = true
-	if etag := c.Header().Get("ETag"); status == http.StatusOK && etag != "" && matches(c.have, etag) {
-		c.drop = true
-		c.Header().Del("Content-Type")
-		c.Header().Del("Content-Length")
-		status = http.StatusNotModified
-	}
-	c.ResponseWriter.WriteHeader(status)
-}
-
-func (c *conditional) Write(p []byte) (int, error) {
-	if !c.begun {
-		c.WriteHeader(http.StatusOK)
-	}
-	if c.drop {
-		return len(p), nil
-	}
-	return c.ResponseWriter.Write(p)
-}
-
-// Unwrap lets http.ResponseController through.
-func (c *conditional) Unwrap() http.ResponseWriter { return c.ResponseWriter }
-
-// matches compares weakly, as RFC 9110, section 13.1.2, says.
-func matches(have, etag string) bool {
-	for _, h := range strings.Split(have, ",") {
-		if h = strings.TrimSpace(h); h == "*" || strings.TrimPrefix(h, "W/") == etag {
-			return true
-		}
-	}
-	return false
 }
 
 // turn is a client's turn to poll a session, taken for one request.

@@ -29,11 +29,11 @@ func Handle(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.
 func Routing(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, httpStatus int) {
 	switch httpStatus {
 	case http.StatusMethodNotAllowed:
-		write(w, httpStatus, status.New(codes.Unimplemented, "the method "+rpc.Shorten(r.Method)+" is not supported on this path"))
+		WriteStatus(w, httpStatus, codes.Unimplemented, "METHOD_NOT_ALLOWED", "the method "+rpc.Shorten(r.Method)+" is not supported on this path")
 	case http.StatusBadRequest:
-		write(w, httpStatus, status.New(codes.InvalidArgument, "malformed path"))
+		WriteStatus(w, httpStatus, codes.InvalidArgument, rpc.ReasonInvalid, "malformed path")
 	default:
-		write(w, http.StatusNotFound, status.New(codes.NotFound, "there is no route "+rpc.Shorten(r.URL.Path)))
+		WriteStatus(w, http.StatusNotFound, codes.NotFound, "NO_ROUTE", "there is no route "+rpc.Shorten(r.URL.Path))
 	}
 }
 
@@ -50,8 +50,8 @@ func Write(w http.ResponseWriter, err error) {
 }
 
 // WriteStatus answers with an HTTP code that gRPC has no equal for.
-func WriteStatus(w http.ResponseWriter, httpStatus int, code codes.Code, msg string) {
-	write(w, httpStatus, status.New(code, msg))
+func WriteStatus(w http.ResponseWriter, httpStatus int, code codes.Code, reason, msg string) {
+	write(w, httpStatus, status.Convert(rpc.Error(code, reason, msg, nil, 0)))
 }
 
 func write(w http.ResponseWriter, httpStatus int, st *status.Status) {
@@ -101,6 +101,9 @@ var (
 	unknownField = regexp.MustCompile(`unknown field "([^"]*)"`)
 	invalidValue = regexp.MustCompile(`invalid value for [a-z0-9]+ (?:field|value) ?([A-Za-z0-9_]*):? (.*)`)
 	badParameter = regexp.MustCompile(`parameter: ([A-Za-z0-9_.]+), error: (.*)`)
+	// What the REST mux says of a query's parameters.
+	badQuery = regexp.MustCompile(`^(?:parsing (?:field|list|map key|map value)|too many values for field|duplicate field|invalid path:|field) "([A-Za-z0-9_.]+)"(?: is not (?:a|an) .*|: (.*))?$`)
+	quoted   = regexp.MustCompile(`"((?:[^"\\]|\\.)*)"`)
 	position     = regexp.MustCompile(`^\(line \d+:\d+\): `)
 )
 
@@ -118,6 +121,13 @@ func badJSON(msg string) error {
 	}
 	if m := badParameter.FindStringSubmatch(msg); m != nil {
 		return rpc.FieldViolation(rpc.JSONName(m[1]), m[2], "a value of the parameter's type")
+	}
+	if m := badQuery.FindStringSubmatch(msg); m != nil {
+		value := ""
+		if q := quoted.FindStringSubmatch(m[2]); q != nil {
+			value = q[1]
+		}
+		return rpc.FieldViolation(rpc.JSONName(m[1]), value, "one value of the parameter's type")
 	}
 	if m := invalidValue.FindStringSubmatch(msg); m != nil && m[1] != "" {
 		return rpc.FieldViolation(rpc.JSONName(m[1]), strings.Trim(m[2], `"`), "a value of the field's type")

@@ -18,6 +18,9 @@ import (
 // leastWait is the shortest wait that counts as waiting.
 const leastWait = time.Second
 
+// mostWait is the longest wait that the store takes.
+const mostWait = 30 * time.Second
+
 // remembered bounds how many clients and sessions are kept in mind; beyond it
 // the one not seen for longest is forgotten.
 const remembered = 100_000
@@ -81,10 +84,21 @@ func Session(r *http.Request) string {
 	return id
 }
 
-// Waits says whether a request for events waits for them.
+// Waits says whether a request for events waits for them. A wait that the
+// store would refuse, or that is given in parts (wait.seconds) and so can say
+// two things at once, is none.
 func Waits(r *http.Request) bool {
-	d, err := time.ParseDuration(r.URL.Query().Get("wait"))
-	return err == nil && d >= leastWait
+	query := r.URL.Query()
+	for name := range query {
+		if strings.HasPrefix(name, "wait.") {
+			return false
+		}
+	}
+	if len(query["wait"]) != 1 {
+		return false
+	}
+	d, err := time.ParseDuration(query.Get("wait"))
+	return err == nil && d >= leastWait && d <= mostWait
 }
 
 // Refuse answers a request that came too early.

@@ -49,7 +49,7 @@ type message struct {
 // by 204, which tells an EventSource to stop.
 func (h *Handler) Serve(ctx context.Context, w http.ResponseWriter, r *http.Request, id string) {
 	if !accepts(r.Header.Values("Accept")) {
-		httperr.WriteStatus(w, http.StatusNotAcceptable, codes.InvalidArgument, "Accept: this route answers text/event-stream")
+		httperr.WriteStatus(w, http.StatusNotAcceptable, codes.InvalidArgument, "NOT_ACCEPTABLE", "Accept: this route answers text/event-stream")
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -103,7 +103,7 @@ func (h *Handler) relay(ctx context.Context, out *writer, messages <-chan messag
 				out.w.WriteHeader(http.StatusNoContent)
 				return
 			case m.err != nil && !out.open:
-				httperr.Write(out.w, m.err)
+				h.refuse(out.w, m.err)
 				return
 			case m.err != nil:
 				if !errors.Is(m.err, io.EOF) && ctx.Err() == nil {
@@ -118,6 +118,9 @@ func (h *Handler) relay(ctx context.Context, out *writer, messages <-chan messag
 		case <-beat.C:
 			err = out.heartbeat()
 		case <-ctx.Done():
+			if !out.open {
+				h.refuse(out.w, ctx.Err())
+			}
 			return
 		}
 		if err != nil {
@@ -125,6 +128,15 @@ func (h *Handler) relay(ctx context.Context, out *writer, messages <-chan messag
 		}
 		beat.Reset(h.Heartbeat)
 	}
+}
+
+// refuse answers an error before the first part. A stream that was cut because
+// this server stops is one to be asked for again, elsewhere or later.
+func (h *Handler) refuse(w http.ResponseWriter, err error) {
+	if h.Stopping.Err() != nil {
+		err = status.Error(codes.Unavailable, "stopping")
+	}
+	httperr.Write(w, err)
 }
 
 // accepts says whether a client takes what this route serves.

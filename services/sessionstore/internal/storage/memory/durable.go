@@ -243,6 +243,10 @@ func (s *Store) recover() error {
 		s.opts.Log.Warn("cut an unfinished write off the log", slog.Int64("bytes", cut))
 	}
 	s.log = log
+	for _, sh := range s.shards {
+		// What had been dropped from the feeds is still in the log.
+		sh.feed.trim(s.feedHorizon(s.now()))
+	}
 	if shards == 0 {
 		tx := &txn{store: s, unlock: func() {}}
 		tx.add(effectMeta, number(nil, 1, int64(len(s.shards))))

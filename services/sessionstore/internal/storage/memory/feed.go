@@ -80,6 +80,11 @@ func (f *feed) settled() int64 {
 	return 1<<63 - 1
 }
 
+// feedHorizon is the time before which entries are dropped in any case.
+func (s *Store) feedHorizon(now int64) int64 {
+	return now - s.opts.SettleMax.Milliseconds() - keepFeed
+}
+
 // trim drops what every group has acknowledged, and everything before a time.
 func (f *feed) trim(before int64) int {
 	drop := len(f.entries)

@@ -112,7 +112,7 @@ func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult,
 		r.Expired += expired
 		r.Purged += purged
 		r.Held = held
-		r.Trimmed += sh.feed.trim(now - (s.opts.SettleMax.Milliseconds() + keepFeed))
+		r.Trimmed += sh.feed.trim(s.feedHorizon(now))
 		if err := s.commit(ctx, tx); err != nil {
 			return r, err
 		}

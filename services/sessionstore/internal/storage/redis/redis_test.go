@@ -1,0 +1,109 @@
+package redis_test
+
+import (
+	"context"
+	"regexp"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+
+	"github.com/livinguniverse/stoker/pkg/redistest"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// go-redis stops its batch workers after Close has returned.
+		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9.(*AutoPipeliner).flusher"))
+}
+
+// unit is what these tests can tell apart: every wait in them is real.
+const unit = 200 * time.Millisecond
+
+func open(t testing.TB, url string, change ...func(*redis.Options)) *redis.Store {
+	t.Helper()
+	o := storagetest.OptionsFor(unit)
+	opts := redis.Options{
+		URL: url, Timeout: 2 * time.Second, Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents,
+		SettleMax: o.SettleMax, Retention: o.Retention, LeaseTTL: 600 * time.Millisecond, Clock: time.Now,
+	}
+	for _, c := range change {
+		c(&opts)
+	}
+	s, err := redis.New(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// databases hands out the databases of one server, so that cases that run side
+// by side share the server and not the data.
+type databases struct {
+	addr string
+	mu   sync.Mutex
+	next int
+}
+
+func (d *databases) url(t testing.TB) string {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.next++
+	return "redis://" + d.addr + "/" + strconv.Itoa(d.next)
+}
+
+var constant = regexp.MustCompile(`:(feed|groups|meta|policies|projects|lease:.*|consumers:.*)$`)
+
+func fixture(t testing.TB, url string) storagetest.Fixture {
+	t.Helper()
+	s := open(t, url)
+	opts, err := goredis.ParseURL(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := goredis.NewClient(opts)
+	t.Cleanup(func() { _ = client.Close() })
+	return storagetest.Fixture{
+		Store: s, Unit: unit, Now: time.Now, Advance: time.Sleep,
+		Replica: func() storage.Store { return open(t, url) },
+		Entries: func() int { return perSession(t, client) },
+	}
+}
+
+// perSession counts the keys that belong to sessions: all but feeds, groups,
+// leases and what is there once.
+func perSession(t testing.TB, client *goredis.Client) int {
+	t.Helper()
+	n := 0
+	iter := client.Scan(context.Background(), 0, "stoker:*", 1000).Iterator()
+	for iter.Next(context.Background()) {
+		if constant.MatchString(iter.Val()) {
+			continue
+		}
+		n++
+	}
+	if err := iter.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestConformance(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for real deadlines; the whole suite runs in `make test`")
+	}
+	d := &databases{addr: redistest.Start(t, "--databases", "200").Addr}
+	storagetest.Run(t, func(t testing.TB) storagetest.Fixture { return fixture(t, d.url(t)) }, nil)
+}
