@@ -8,9 +8,11 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 )
 
 // conn is how the store reaches Redis. This file is the only place that knows
@@ -22,8 +24,12 @@ type conn struct {
 	// do bounds a caller's wait.
 	auto    *goredis.AutoPipeliner
 	cluster bool
-	timeout time.Duration
 }
+
+// quiet turns off go-redis's own log, which is one for the whole process and
+// prints addresses at every failed dial. Failures come back as errors, and are
+// logged by who gets them.
+var quiet = sync.OnceFunc(logging.Disable)
 
 // dial parses a URL and connects when first used:
 //
@@ -33,7 +39,8 @@ type conn struct {
 //
 // rediss instead of redis speaks TLS.
 func dial(raw string, timeout time.Duration) (*conn, error) {
-	c := &conn{timeout: timeout}
+	quiet()
+	c := &conn{}
 	u, err := parseURL(raw)
 	if err != nil {
 		return nil, err
