@@ -3,10 +3,9 @@
 package sessionclient
 
 import (
+	"context"
 	"errors"
 	"fmt"
-
-	"context"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"

@@ -81,9 +81,7 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry, store, activ
 	if err := g.routes(ctx, store, activity); err != nil {
 		return nil, err
 	}
-	if g.handler, err = g.assemble(); err != nil {
-		return nil, err
-	}
+	g.handler = g.assemble()
 	return g, nil
 }
 
@@ -261,7 +259,9 @@ func (g *Gateway) Serve(ctx context.Context, lis net.Listener) error {
 	if err != nil {
 		err = errors.Join(err, srv.Close())
 	}
-	<-served
+	if served := <-served; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
 	return err
 }
 

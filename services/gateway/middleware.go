@@ -23,7 +23,7 @@ const callTimeout = 35 * time.Second
 
 // assemble puts the parts around the routes, innermost first: polls are judged
 // last before the route, recovery and the trace see everything.
-func (g *Gateway) assemble() (http.Handler, error) {
+func (g *Gateway) assemble() http.Handler {
 	h := g.forget(g.mux)
 	h = g.etags(h)
 	h = g.polls(h)
@@ -50,7 +50,7 @@ func (g *Gateway) assemble() (http.Handler, error) {
 			}
 			return "HTTP" // whatever callers make up must not become a name
 		}),
-	), nil
+	)
 }
 
 // recorder remembers the status of an answer.
@@ -108,12 +108,17 @@ func (g *Gateway) guard(next http.Handler) http.Handler {
 			g.tel.Log.LogAttrs(r.Context(), level, "request", slog.String("method", rpc.Shorten(r.Method)), slog.String("route", g.table.Template(r.Method, r.URL.Path)),
 				slog.Int("status", rec.status), slog.Duration("duration", time.Since(begin)), slog.String("client", g.client(r)))
 		}()
-		if len(r.Header.Values("Authorization")) > 1 {
-			httperr.WriteStatus(rec, http.StatusBadRequest, codes.InvalidArgument, rpc.ReasonInvalid, "Authorization: more than one")
+		if given := r.Header.Values("Authorization"); len(given) > 1 || len(given) == 1 && !printable(given[0]) {
+			httperr.WriteStatus(rec, http.StatusBadRequest, codes.InvalidArgument, rpc.ReasonInvalid, "Authorization: want one value, in printable ASCII")
 			return
 		}
 		next.ServeHTTP(rec, r)
 	})
+}
+
+// printable says whether a value can be metadata of a call.
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // deadlines bounds every request but streams.

@@ -66,7 +66,7 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (storage.St
 			Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: time.Now, Tracer: tel.Tracer, Log: tel.Log,
 		})
 	}
-	return memory.New(memory.Options{
+	return memory.New(memory.Options{ //nolint:contextcheck // recovery is not bounded by a caller
 		Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax, Retention: cfg.Retention,
 		Clock: time.Now, DataDir: cfg.DataDir, Log: tel.Log,
 	})

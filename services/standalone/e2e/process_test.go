@@ -180,7 +180,6 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-
 // runAny is run for a command that may fail: what it printed counts.
 func runAny(t *testing.T, name string, args ...string) string {
 	t.Helper()

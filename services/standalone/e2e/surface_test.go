@@ -225,7 +225,7 @@ func (d deployment) stream(t *testing.T, id, after string) *sseStream {
 	}
 	req.Header.Set("Accept", "text/event-stream")
 	req.Header.Set("Last-Event-ID", after)
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := http.DefaultClient.Do(req) //nolint:bodyclose // the stream's close does it
 	if err != nil {
 		t.Fatal(err)
 	}

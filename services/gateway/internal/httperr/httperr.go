@@ -104,7 +104,7 @@ var (
 	// What the REST mux says of a query's parameters.
 	badQuery = regexp.MustCompile(`^(?:parsing (?:field|list|map key|map value)|too many values for field|duplicate field|invalid path:|field) "([A-Za-z0-9_.]+)"(?: is not (?:a|an) .*|: (.*))?$`)
 	quoted   = regexp.MustCompile(`"((?:[^"\\]|\\.)*)"`)
-	position     = regexp.MustCompile(`^\(line \d+:\d+\): `)
+	position = regexp.MustCompile(`^\(line \d+:\d+\): `)
 )
 
 // badJSON gives the decoder's message a stable form and names the field.
@@ -127,7 +127,7 @@ func badJSON(msg string) error {
 		if q := quoted.FindStringSubmatch(m[2]); q != nil {
 			value = q[1]
 		}
-		return rpc.FieldViolation(rpc.JSONName(m[1]), value, "one value of the parameter's type")
+		return rpc.FieldViolation(rpc.JSONName(m[1]), value, "one value of the field's type")
 	}
 	if m := invalidValue.FindStringSubmatch(msg); m != nil && m[1] != "" {
 		return rpc.FieldViolation(rpc.JSONName(m[1]), strings.Trim(m[2], `"`), "a value of the field's type")

@@ -54,7 +54,7 @@ func (h *Handler) Serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(h.Stopping, cancel)()
+	defer context.AfterFunc(h.Stopping, cancel)() //nolint:contextcheck // the server's end, not the call's
 	req := &sessionv1.WatchEventsRequest{Id: id}
 	if after := after(r); after != "" {
 		req.After = proto.String(after)

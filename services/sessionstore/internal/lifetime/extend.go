@@ -181,14 +181,14 @@ func TTL(t Terms, s State, phase sessionv1.Session_Phase, p *sessionv1.TTLPolicy
 
 // TTLOf describes the deadline of a session as a backend returned it.
 func TTLOf(sess *sessionv1.Session, now int64) *sessionv1.TTL {
-	t := NewTerms(Millis(sess.CreateTime), sess.TtlPolicy)
+	t := NewTerms(Millis(sess.GetCreateTime()), sess.GetTtlPolicy())
 	s := State{
-		Over:         sess.EndTime != nil,
-		Expire:       Millis(sess.ExpireTime),
-		Count:        sess.ExtensionCount,
-		LastActivity: Millis(sess.LastActivityTime),
+		Over:         sess.GetEndTime() != nil,
+		Expire:       Millis(sess.GetExpireTime()),
+		Count:        sess.GetExtensionCount(),
+		LastActivity: Millis(sess.GetLastActivityTime()),
 	}
-	return TTL(t, s, sess.Phase, sess.TtlPolicy, now)
+	return TTL(t, s, sess.GetPhase(), sess.GetTtlPolicy(), now)
 }
 
 // Response describes one judged activity. Phases are those of before and

@@ -37,18 +37,18 @@ func Resolve(layers ...*sessionv1.TTLPolicy) *sessionv1.TTLPolicy {
 		if l == nil {
 			continue
 		}
-		inherit(&out.BaseTtl, l.BaseTtl)
-		inherit(&out.Extension, l.Extension)
+		inherit(&out.BaseTtl, l.GetBaseTtl())
+		inherit(&out.Extension, l.GetExtension())
 		inherit(&out.MaxExtensions, l.MaxExtensions)
-		inherit(&out.ExtendBelow, l.ExtendBelow)
-		inherit(&out.MinInterval, l.MinInterval)
-		inherit(&out.MaxLifetime, l.MaxLifetime)
-		inherit(&out.ActiveWindow, l.ActiveWindow)
-		if out.Strategy == sessionv1.TTLPolicy_STRATEGY_UNSPECIFIED {
-			out.Strategy = l.Strategy
+		inherit(&out.ExtendBelow, l.GetExtendBelow())
+		inherit(&out.MinInterval, l.GetMinInterval())
+		inherit(&out.MaxLifetime, l.GetMaxLifetime())
+		inherit(&out.ActiveWindow, l.GetActiveWindow())
+		if out.GetStrategy() == sessionv1.TTLPolicy_STRATEGY_UNSPECIFIED {
+			out.Strategy = l.GetStrategy()
 		}
-		if len(out.ActivityRules) == 0 {
-			out.ActivityRules = l.ActivityRules
+		if len(out.GetActivityRules()) == 0 {
+			out.ActivityRules = l.GetActivityRules()
 		}
 	}
 	return out
@@ -80,19 +80,19 @@ func Check(p *sessionv1.TTLPolicy) []Violation {
 	for _, f := range []struct {
 		name string
 		d    *durationpb.Duration
-	}{{"baseTtl", p.BaseTtl}, {"extension", p.Extension}, {"activeWindow", p.ActiveWindow}} {
+	}{{"baseTtl", p.GetBaseTtl()}, {"extension", p.GetExtension()}, {"activeWindow", p.GetActiveWindow()}} {
 		if d := f.d.AsDuration(); d < time.Millisecond {
 			bad(f.name, d, "at least 1ms")
 		}
 	}
-	if p.MaxLifetime == nil {
+	if p.GetMaxLifetime() == nil {
 		return out
 	}
-	most := p.MaxLifetime.AsDuration()
-	if base := p.BaseTtl.AsDuration(); base > most {
+	most := p.GetMaxLifetime().AsDuration()
+	if base := p.GetBaseTtl().AsDuration(); base > most {
 		bad("maxLifetime", most, "at least baseTtl, which is %s", base)
 	}
-	if ext := p.Extension.AsDuration(); ext > most {
+	if ext := p.GetExtension().AsDuration(); ext > most {
 		bad("extension", ext, "at most maxLifetime, which is %s", most)
 	}
 	return out
@@ -125,8 +125,8 @@ func NewTerms(createMillis int64, p *sessionv1.TTLPolicy) Terms {
 		Strategy:     p.GetStrategy(),
 	}
 	t.Cap = Deadline(createMillis, p) + saturatingMul(int64(t.Max), t.Extension)
-	if p.MaxLifetime != nil {
-		t.Cap = min(t.Cap, createMillis+p.MaxLifetime.AsDuration().Milliseconds())
+	if p.GetMaxLifetime() != nil {
+		t.Cap = min(t.Cap, createMillis+p.GetMaxLifetime().AsDuration().Milliseconds())
 	}
 	t.Cap = min(t.Cap, maxMillis)
 	return t

@@ -29,7 +29,7 @@ func (s *Server) ListEvents(ctx context.Context, req *sessionv1.ListEventsReques
 	if limit == 0 {
 		limit = defaultEvents
 	}
-	q := eventQuery(req.GetId(), req.After, limit) //nolint:protogetter // absent and empty differ
+	q := eventQuery(req.GetId(), req.After, limit)
 	q.Wait = req.GetWait().AsDuration()
 	p, err := s.wait(ctx, q)
 	if err != nil {
@@ -48,7 +48,7 @@ func (s *Server) wait(ctx context.Context, q storage.EventQuery) (storage.EventP
 	defer s.cfg.Metrics.waiting(ctx)()
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.cfg.Stopping, cancel)()
+	defer context.AfterFunc(s.cfg.Stopping, cancel)() //nolint:contextcheck // the server's end, not the call's
 	p, err := s.cfg.Store.ListEvents(waiting, q)
 	if err != nil && ctx.Err() == nil && waiting.Err() != nil {
 		q.Wait = 0
@@ -67,7 +67,7 @@ func (s *Server) WatchEvents(req *sessionv1.WatchEventsRequest, stream grpc.Serv
 		return err
 	}
 	defer s.cfg.Metrics.watching(ctx)()
-	q := eventQuery(req.GetId(), req.After, watchPage) //nolint:protogetter // absent and empty differ
+	q := eventQuery(req.GetId(), req.After, watchPage)
 	truncatedTold := false
 	for {
 		p, err := s.wait(ctx, q)

@@ -98,7 +98,7 @@ func observe(m metric.Meter, store storage.Store) error {
 
 func (m *Metrics) created(ctx context.Context)         { m.sessions.Add(ctx, 1) }
 func (m *Metrics) appended(ctx context.Context, n int) { m.events.Add(ctx, int64(n)) }
-func (m *Metrics) extended(ctx context.Context) { m.extendRPCs.Add(ctx, 1) }
+func (m *Metrics) extended(ctx context.Context)        { m.extendRPCs.Add(ctx, 1) }
 
 func (m *Metrics) outcome(ctx context.Context, o sessionv1.ExtendTTLResponse_Outcome, kind string) {
 	if !slices.Contains(knownKinds, kind) {

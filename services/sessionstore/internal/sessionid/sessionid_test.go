@@ -48,7 +48,8 @@ func TestShardOf(t *testing.T) {
 	if ShardOf("p", "u", "", 64) != ShardOf("p", "u", "request", 64) {
 		t.Error("a user's sessions are on several shards")
 	}
-	if ShardOf("p", "", "request", 64) != ShardOf("p", "", "request", 64) {
+	first := ShardOf("p", "", "request", 64)
+	if again := ShardOf("p", "", "request", 64); again != first {
 		t.Error("a repeated anonymous request does not find its shard")
 	}
 	hit := map[int]bool{}

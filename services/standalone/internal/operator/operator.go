@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -126,10 +127,10 @@ func watch() *cobra.Command {
 			}
 			for {
 				m, err := stream.Recv()
-				if errors.Is(err, io.EOF) || cmd.Context().Err() != nil {
-					return nil
-				}
-				if err != nil {
+				switch {
+				case errors.Is(err, io.EOF), status.Code(err) == codes.Canceled:
+					return nil // the session is over, or the operator has seen enough
+				case err != nil:
 					return plain(err)
 				}
 				if m.GetEvent() == nil {

@@ -62,9 +62,9 @@ func (s *Store) OpenFeed(ctx context.Context, group, consumer string) (storage.F
 	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.tail.join(r)
 	if err := r.share(ctx, true); err != nil {
-		return nil, errors.Join(err, r.Close())
+		return nil, errors.Join(err, r.Close()) //nolint:contextcheck // giving up must work after ctx has ended
 	}
-	go r.keep()
+	go r.keep() //nolint:contextcheck // the reader outlives the call that opened it
 	return r, nil
 }
 
@@ -447,4 +447,3 @@ func (s *Store) Groups(ctx context.Context) ([]storage.GroupState, error) {
 // lagCount bounds how many entries are looked at to count a group's lag on a
 // shard; more counts as this many.
 const lagCount = 1000
-

@@ -21,7 +21,7 @@ import "strconv"
 //	<p>groups          hash    consumer group -> cursor it has acknowledged
 //	<p>lease:<group>   string  who reads the shard for the group
 //
-// with <p> = stoker:{s<shard>}:
+// where <p> is "stoker:{s<shard>}:".
 const (
 	metaKey     = "stoker:{s0}:meta"
 	policiesKey = "stoker:{s0}:policies"

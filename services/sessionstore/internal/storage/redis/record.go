@@ -38,7 +38,7 @@ func hash(in *sessionv1.Session, request string) ([]any, error) {
 		"act", lifetime.Millis(in.GetLastActivityTime()), "cause", 0,
 		"rev", max(1, in.GetRevision()), "upd", lifetime.Millis(in.GetUpdateTime()),
 		"crt", t.Create, "step", t.Extension, "max", t.Max, "below", t.ExtendBelow, "minint", t.MinInterval,
-		"strat", int(t.Strategy), "cap", t.Cap,
+		"strategy", int(t.Strategy), "cap", t.Cap,
 		"pm", in.GetProject() + "\x00" + in.GetUser() + "\x00" + in.GetId(),
 	}
 	if in.GetUser() != "" {

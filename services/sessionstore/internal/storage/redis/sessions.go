@@ -439,4 +439,3 @@ func (s *Store) ListPolicies(ctx context.Context, limit int, token string) (stor
 	}
 	return page, nil
 }
-

@@ -253,7 +253,7 @@ func sessionCases() []Case {
 			ok(t, err)
 			results := make(chan error, 2)
 			go func() {
-				_, err := fx.Store.ListEvents(t.Context(), storage.EventQuery{SessionID: id, After: fx.last(t, id), Limit: 1, Wait: time.Minute})
+				_, err := fx.Store.ListEvents(t.Context(), storage.EventQuery{SessionID: id, After: fx.last(t, id), Limit: 1, Wait: 20 * time.Second})
 				results <- err
 			}()
 			go func() {

@@ -6,7 +6,7 @@
 --  after: exp, ext, act, cause}.
 local id = ARGV[2]
 local s = key('session', id)
-local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'step', 'max', 'below', 'minint', 'strat', 'cap', 'pol', 'causes', 'forgot')
+local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'step', 'max', 'below', 'minint', 'strategy', 'cap', 'pol', 'causes', 'forgot')
 if not v[1] then return {-1} end
 local now = now_ms()
 local at = now
