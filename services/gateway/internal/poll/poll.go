@@ -67,6 +67,13 @@ func (l *Limiter) GiveBack(client, session string) {
 	l.next.Remove(key{client, session})
 }
 
+// Len returns how many turns are remembered.
+func (l *Limiter) Len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.next.Len()
+}
+
 // Session returns the session whose events a request lists, "" for any other
 // request.
 func Session(r *http.Request) string {
