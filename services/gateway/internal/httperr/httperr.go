@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -85,6 +86,10 @@ func Clean(st *status.Status) *status.Status {
 	if len(st.Proto().GetDetails()) > 0 {
 		return st
 	}
+	if !utf8.ValidString(st.Message()) {
+		// Some messages quote what the caller sent; JSON cannot carry this.
+		st = status.New(st.Code(), strings.ToValidUTF8(st.Message(), "\uFFFD"))
+	}
 	switch st.Code() {
 	case codes.InvalidArgument:
 		return status.Convert(badJSON(st.Message()))
@@ -98,7 +103,7 @@ func Clean(st *status.Status) *status.Status {
 }
 
 var (
-	unknownField = regexp.MustCompile(`unknown field "([^"]*)"`)
+	unknownField = regexp.MustCompile(`unknown field "([^"]+)"`)
 	invalidValue = regexp.MustCompile(`invalid value for [a-z0-9]+ (?:field|value) ?([A-Za-z0-9_]*):? (.*)`)
 	badParameter = regexp.MustCompile(`parameter: ([A-Za-z0-9_.]+), error: (.*)`)
 	// What the REST mux says of a query's parameters.

@@ -24,21 +24,21 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		store func(s storage.Store) storage.Store
 		in    string // the case that has to notice
 	}{
-		"a repeated request makes another session": {func(s storage.Store) storage.Store { return forgetsRequests{s} }, "create/same request same session"},
-		"reading counts as activity":               {func(s storage.Store) storage.Store { return readsExtend{s} }, "get/changes nothing"},
-		"malformed ids are found":                  {func(s storage.Store) storage.Store { return findsAll{s} }, "get/unknown is not found"},
-		"the expected revision is ignored":         {func(s storage.Store) storage.Store { return noRevision{s} }, "update/one of several wins"},
-		"a list skips its last session":            {func(s storage.Store) storage.Store { return skipsLast{s} }, "list/filters and pages"},
-		"a page token is taken for any list":       {func(s storage.Store) storage.Store { return anyToken{s} }, "list/alien tokens are refused"},
-		"revoking ignores the exceptions":          {func(s storage.Store) storage.Store { return noExceptions{s} }, "revoke/all but the exceptions"},
+		"a repeated request makes another session":  {func(s storage.Store) storage.Store { return forgetsRequests{s} }, "create/same request same session"},
+		"reading counts as activity":                {func(s storage.Store) storage.Store { return readsExtend{s} }, "get/changes nothing"},
+		"malformed ids are found":                   {func(s storage.Store) storage.Store { return findsAll{s} }, "get/unknown is not found"},
+		"the expected revision is ignored":          {func(s storage.Store) storage.Store { return noRevision{s} }, "update/one of several wins"},
+		"a list skips its last session":             {func(s storage.Store) storage.Store { return skipsLast{s} }, "list/filters and pages"},
+		"a page token is taken for any list":        {func(s storage.Store) storage.Store { return anyToken{s} }, "list/alien tokens are refused"},
+		"revoking ignores the exceptions":           {func(s storage.Store) storage.Store { return noExceptions{s} }, "revoke/all but the exceptions"},
 		"activity counts from when it is processed": {func(s storage.Store) storage.Store { return processingTime{s} }, "extend/judged by event time"},
-		"a batch is answered in reverse":           {func(s storage.Store) storage.Store { return reversed{s} }, "extend/answers per item, in order"},
-		"sweeping does nothing":                    {func(s storage.Store) storage.Store { return lazySweeper{s} }, "sweep/warns once per deadline, expires once"},
-		"events are stored twice":                  {func(s storage.Store) storage.Store { return storesTwice{s} }, "events/the same id is not stored twice"},
-		"a truncated log does not say so":          {func(s storage.Store) storage.Store { return silentTruncation{s} }, "events/the log is bounded, and says so"},
-		"a wait returns at once":                   {func(s storage.Store) storage.Store { return impatient{s} }, "wait/no longer than asked"},
-		"the feed acknowledges by itself":          {func(s storage.Store) storage.Store { return selfAcking{s} }, "feed/what was not acknowledged comes again"},
-		"deleting leaves the feed silent":          {func(s storage.Store) storage.Store { return endsInstead{s} }, "feed/everything of every session, without data"},
+		"a batch is answered in reverse":            {func(s storage.Store) storage.Store { return reversed{s} }, "extend/answers per item, in order"},
+		"sweeping does nothing":                     {func(s storage.Store) storage.Store { return lazySweeper{s} }, "sweep/warns once per deadline, expires once"},
+		"events are stored twice":                   {func(s storage.Store) storage.Store { return storesTwice{s} }, "events/the same id is not stored twice"},
+		"a truncated log does not say so":           {func(s storage.Store) storage.Store { return silentTruncation{s} }, "events/the log is bounded, and says so"},
+		"a wait returns at once":                    {func(s storage.Store) storage.Store { return impatient{s} }, "wait/no longer than asked"},
+		"the feed acknowledges by itself":           {func(s storage.Store) storage.Store { return selfAcking{s} }, "feed/what was not acknowledged comes again"},
+		"deleting leaves the feed silent":           {func(s storage.Store) storage.Store { return endsInstead{s} }, "feed/everything of every session, without data"},
 	} {
 		t.Run(bug, func(t *testing.T) {
 			t.Parallel()
