@@ -40,6 +40,7 @@ func TestErrorsOfTheStore(t *testing.T) {
 		"plain internal": {status.Error(codes.Internal, "secret /etc/passwd"), 500, rpc.ReasonInternal, ""},
 		"plain unknown":  {errors.New("secret dial 10.1.2.3"), 500, rpc.ReasonInternal, ""},
 		"plain away":     {status.Error(codes.Unavailable, "secret dial tcp 10.1.2.3:9090: refused"), 503, rpc.ReasonStoreUnavailable, "1"},
+		"message size":   {status.Error(codes.ResourceExhausted, "grpc: received message larger than max"), 413, "MESSAGE_TOO_LARGE", ""},
 		"denied":         {status.Error(codes.PermissionDenied, "no"), 403, "", ""},
 		"anonymous":      {status.Error(codes.Unauthenticated, "who"), 401, "", ""},
 		"unimplemented":  {status.Error(codes.Unimplemented, "later"), 501, "", ""},

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/rs/cors"
-	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"google.golang.org/grpc/codes"
 
 	"github.com/livinguniverse/stoker/pkg/rpc"
@@ -39,18 +38,7 @@ func (g *Gateway) assemble() http.Handler {
 		}).Handler(h)
 	}
 	h = g.guard(h)
-	return otelhttp.NewHandler(h, "gateway",
-		otelhttp.WithTracerProvider(g.tel.Tracer), otelhttp.WithMeterProvider(g.tel.Meter), otelhttp.WithPropagators(g.tel.Propagator),
-		otelhttp.WithFilter(func(r *http.Request) bool {
-			return r.URL.Path != "/healthz" && r.URL.Path != "/readyz" && r.URL.Path != "/metrics"
-		}),
-		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string {
-			if name := g.table.Template(r.Method, r.URL.Path); name != "unknown" {
-				return r.Method + " " + name
-			}
-			return "HTTP" // whatever callers make up must not become a name
-		}),
-	)
+	return g.traced(h)
 }
 
 // recorder remembers the status of an answer.
@@ -91,29 +79,32 @@ func (g *Gateway) guard(next http.Handler) http.Handler {
 		// writer has none (in tests) there is nothing to drop.
 		_ = http.NewResponseController(w).SetWriteDeadline(begin.Add(callTimeout + 10*time.Second))
 		rec := &recorder{ResponseWriter: w}
-		defer func() {
-			if p := recover(); p != nil {
-				if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
-					panic(p) //nolint:forbidigo // net/http's own way to cut a connection
-				}
-				g.tel.Log.ErrorContext(r.Context(), "panic in a handler", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-				if rec.status == 0 {
-					httperr.Write(rec, errors.New("panic"))
-				}
-			}
-			level := slog.LevelDebug
-			if rec.status >= http.StatusInternalServerError {
-				level = slog.LevelWarn
-			}
-			g.tel.Log.LogAttrs(r.Context(), level, "request", slog.String("method", rpc.Shorten(r.Method)), slog.String("route", g.table.Template(r.Method, r.URL.Path)),
-				slog.Int("status", rec.status), slog.Duration("duration", time.Since(begin)), slog.String("client", g.client(r)))
-		}()
+		defer g.finish(rec, r, begin)
 		if given := r.Header.Values("Authorization"); len(given) > 1 || len(given) == 1 && !printable(given[0]) {
 			httperr.WriteStatus(rec, http.StatusBadRequest, codes.InvalidArgument, rpc.ReasonInvalid, "Authorization: want one value, in printable ASCII")
 			return
 		}
 		next.ServeHTTP(rec, r)
 	})
+}
+
+// finish is deferred: it answers for a handler that panicked, and logs.
+func (g *Gateway) finish(rec *recorder, r *http.Request, begin time.Time) {
+	if p := recover(); p != nil {
+		if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+			panic(p) //nolint:forbidigo // net/http's own way to cut a connection
+		}
+		g.tel.Log.ErrorContext(r.Context(), "panic in a handler", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+		if rec.status == 0 {
+			httperr.Write(rec, errors.New("panic"))
+		}
+	}
+	level := slog.LevelDebug
+	if rec.status >= http.StatusInternalServerError {
+		level = slog.LevelWarn
+	}
+	g.tel.Log.LogAttrs(r.Context(), level, "request", slog.String("method", rpc.Shorten(r.Method)), slog.String("route", g.table.Template(r.Method, r.URL.Path)),
+		slog.Int("status", rec.status), slog.Duration("duration", time.Since(begin)), slog.String("client", g.client(r)))
 }
 
 // printable says whether a value can be metadata of a call.

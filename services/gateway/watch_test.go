@@ -117,6 +117,7 @@ func TestStoppingEndsStreamsAtOnce(t *testing.T) {
 	}}
 	url, stop := serve(t, start(t, b, nil))
 	resp := open(t, url+"/v1/sessions/s1/events:watch")
+	defer resp.Body.Close()
 	in := bufio.NewReader(resp.Body)
 	part(t, in)
 	begin := time.Now()
@@ -162,6 +163,7 @@ func TestClientThatLeavesFreesTheStore(t *testing.T) {
 func TestSessionThatIsOver(t *testing.T) {
 	url, _ := serve(t, start(t, &backend{}, nil))
 	resp := open(t, url+"/v1/sessions/s1/events:watch", "Last-Event-ID", "9-0")
+	defer resp.Body.Close()
 	if body, err := io.ReadAll(resp.Body); resp.StatusCode != http.StatusNoContent || len(body) > 0 || err != nil && !errors.Is(err, io.EOF) {
 		t.Errorf("got %d %q %v, want 204, which tells a browser to stop", resp.StatusCode, body, err)
 	}

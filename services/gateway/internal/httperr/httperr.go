@@ -47,6 +47,12 @@ func Write(w http.ResponseWriter, err error) {
 			code = http.StatusConflict // not a mistake in the request: the session's state
 		}
 	}
+	if st.Code() == codes.ResourceExhausted && len(st.Proto().GetDetails()) == 0 {
+		// Only the transport says this without a reason, of a message's size:
+		// asking again, as 429 suggests, would not help.
+		WriteStatus(w, http.StatusRequestEntityTooLarge, codes.ResourceExhausted, "MESSAGE_TOO_LARGE", "the request or its answer is too large: send or ask for less at once")
+		return
+	}
 	write(w, code, st)
 }
 

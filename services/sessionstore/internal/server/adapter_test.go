@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -77,10 +78,9 @@ func (r *remote) GetMany(ctx context.Context, ids []string) ([]storage.SessionRe
 	for i, res := range got.GetResults() {
 		out[i].Session = res.GetSession()
 		if e := res.GetError(); e != nil {
-			out[i].Err = r.back(sessionclient.FromStatus(status.ErrorProto(e)))
-			var bad *storage.InvalidError
-			if errors.As(out[i].Err, &bad) {
-				out[i].Err = storage.ErrNotFound
+			out[i].Err = storage.ErrNotFound // malformed ids included
+			if codes.Code(e.GetCode()) != codes.InvalidArgument {
+				out[i].Err = r.back(sessionclient.FromStatus(status.ErrorProto(e)))
 			}
 		}
 	}
@@ -182,8 +182,8 @@ func (r *remote) ListEvents(ctx context.Context, q storage.EventQuery) (storage.
 		return storage.EventPage{}, r.back(err)
 	}
 	page := storage.EventPage{Events: got.GetEvents(), Next: got.GetNextCursor(), Truncated: got.GetTruncated(), More: got.GetPollAfter().AsDuration() == 0}
-	s, err := r.Store.Get(ctx, q.SessionID)
-	page.Over = err != nil || s.GetEndTime() != nil
+	s, gone := r.Store.Get(ctx, q.SessionID)
+	page.Over = gone != nil || s.GetEndTime() != nil
 	return page, nil
 }
 
@@ -313,17 +313,18 @@ func (f *remoteFeed) Close() error {
 
 func TestConformanceOverTheWire(t *testing.T) {
 	storagetest.Run(t, func(t testing.TB) storagetest.Fixture {
+		t.Helper()
 		e := newEnv(t)
 		return storagetest.Fixture{
 			Store: &remote{e.store, e.client}, Unit: time.Second, Now: e.clock.Now, Advance: e.clock.Advance,
 			Entries: func() int { return int(e.store.Status(t.Context()).Entries) },
 		}
 	}, map[string]string{
-		"create/stores what it was given":     "the service assigns the id; TestCreate shows the rest",
-		"create/same request same session":    "the wire does not tell whether the session existed; TestRequestID shows it by its id",
+		"create/stores what it was given":                "the service assigns the id; TestCreate shows the rest",
+		"create/same request same session":               "the wire does not tell whether the session existed; TestRequestID shows it by its id",
 		"create/request id lasts as long as the session": "as above",
-		"update/refused":                      "the number of labels is the server's limit here; TestBadInput shows it",
-		"events/round trip in order":          "the server sets the origin; TestAppend shows it",
-		"feed/bad acknowledgements are refused": "a refusal ends the stream; TestFeed shows it",
+		"update/refused":                                 "the number of labels is the server's limit here; TestBadInput shows it",
+		"events/round trip in order":                     "the server sets the origin; TestAppend shows it",
+		"feed/bad acknowledgements are refused":          "a refusal ends the stream; TestFeed shows it",
 	})
 }

@@ -376,7 +376,9 @@ func TestBadInput(t *testing.T) {
 	create := func(r *sessionv1.CreateSessionRequest) func() error {
 		return func() error { _, err := e.client.CreateSession(t.Context(), r); return err }
 	}
-	policy := func(p *sessionv1.TTLPolicy) func() error { return create(&sessionv1.CreateSessionRequest{TtlPolicy: p}) }
+	policy := func(p *sessionv1.TTLPolicy) func() error {
+		return create(&sessionv1.CreateSessionRequest{TtlPolicy: p})
+	}
 	app := func(events ...*sessionv1.Event) func() error {
 		return func() error {
 			_, err := e.client.AppendEvents(t.Context(), &sessionv1.AppendEventsRequest{Id: id, Events: events})

@@ -64,11 +64,17 @@ func fixture(t testing.TB, dir string) storagetest.Fixture {
 }
 
 func TestConformance(t *testing.T) {
-	storagetest.Run(t, func(t testing.TB) storagetest.Fixture { return fixture(t, "") }, nil)
+	storagetest.Run(t, func(t testing.TB) storagetest.Fixture {
+		t.Helper()
+		return fixture(t, "")
+	}, nil)
 }
 
 func TestConformanceDurable(t *testing.T) {
-	storagetest.Run(t, func(t testing.TB) storagetest.Fixture { return fixture(t, t.TempDir()) }, nil)
+	storagetest.Run(t, func(t testing.TB) storagetest.Fixture {
+		t.Helper()
+		return fixture(t, t.TempDir())
+	}, nil)
 }
 
 func TestMain(m *testing.M) {

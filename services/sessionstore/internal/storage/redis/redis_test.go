@@ -105,5 +105,8 @@ func TestConformance(t *testing.T) {
 		t.Skip("waits for real deadlines; the whole suite runs in `make test`")
 	}
 	d := &databases{addr: redistest.Start(t, "--databases", "200").Addr}
-	storagetest.Run(t, func(t testing.TB) storagetest.Fixture { return fixture(t, d.url(t)) }, nil)
+	storagetest.Run(t, func(t testing.TB) storagetest.Fixture {
+		t.Helper()
+		return fixture(t, d.url(t))
+	}, nil)
 }
