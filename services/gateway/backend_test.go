@@ -124,6 +124,27 @@ func start(t *testing.T, b *backend, change func(*gateway.Config)) *gateway.Gate
 
 func startWithLog(t *testing.T, b *backend, change func(*gateway.Config), log slog.Handler) *gateway.Gateway {
 	t.Helper()
+	tel := observed(log)
+	return startAt(t, change, tel, rpc.PipeTarget, b.serve(t))
+}
+
+func startTraced(t *testing.T, b *backend, change func(*telemetry.Telemetry)) *gateway.Gateway {
+	t.Helper()
+	tel := observed(slog.DiscardHandler)
+	change(tel)
+	return startAt(t, nil, tel, rpc.PipeTarget, b.serve(t))
+}
+
+func observed(log slog.Handler) *telemetry.Telemetry {
+	tel := telemetry.Nop()
+	tel.Log = slog.New(log)
+	tel.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "metric 1\n") })
+	return tel
+}
+
+// serve serves the backend until the test ends.
+func (b *backend) serve(t *testing.T) grpc.DialOption {
+	t.Helper()
 	pipe := rpc.NewPipe()
 	srv := grpc.NewServer(grpc.UnaryInterceptor(b.unary))
 	sessionv1.RegisterStorageServiceServer(srv, b)
@@ -140,14 +161,11 @@ func startWithLog(t *testing.T, b *backend, change func(*gateway.Config), log sl
 		srv.Stop()
 		<-served
 	})
-	return startAt(t, change, log, rpc.PipeTarget, pipe.DialOption())
+	return pipe.DialOption()
 }
 
-func startAt(t *testing.T, change func(*gateway.Config), log slog.Handler, target string, opts ...grpc.DialOption) *gateway.Gateway {
+func startAt(t *testing.T, change func(*gateway.Config), tel *telemetry.Telemetry, target string, opts ...grpc.DialOption) *gateway.Gateway {
 	t.Helper()
-	tel := telemetry.Nop()
-	tel.Log = slog.New(log)
-	tel.Metrics = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "metric 1\n") })
 	conn, err := rpc.Dial(target, tel, opts...)
 	if err != nil {
 		t.Fatal(err)

@@ -60,7 +60,7 @@ func TestErrorsOfTheStore(t *testing.T) {
 }
 
 func TestUnreachableStoreTellsNoAddress(t *testing.T) {
-	g := startAt(t, nil, slog.DiscardHandler, "127.0.0.1:1")
+	g := startAt(t, nil, observed(slog.DiscardHandler), "127.0.0.1:1")
 	for _, line := range []string{"GET /v1/sessions/s1", "GET /v1/sessions/s1/events", "GET /v1/sessions/s1/events:watch"} {
 		w := do(t, g, line, "")
 		if f := failed(t, w); w.Code != http.StatusServiceUnavailable || f.reason() != rpc.ReasonStoreUnavailable ||

@@ -182,9 +182,9 @@ func (r *remote) ListEvents(ctx context.Context, q storage.EventQuery) (storage.
 		return storage.EventPage{}, r.back(err)
 	}
 	page := storage.EventPage{Events: got.GetEvents(), Next: got.GetNextCursor(), Truncated: got.GetTruncated(), More: got.GetPollAfter().AsDuration() == 0}
-	s, gone := r.Store.Get(ctx, q.SessionID)
-	page.Over = gone != nil || s.GetEndTime() != nil
-	return page, nil
+	s, err := r.Store.Get(ctx, q.SessionID)
+	page.Over = errors.Is(err, storage.ErrNotFound) || s.GetEndTime() != nil
+	return page, r.back(err)
 }
 
 func (r *remote) GetPolicy(ctx context.Context, project string) (*sessionv1.ProjectPolicy, error) {
