@@ -179,11 +179,6 @@ func (o *writer) begin() error {
 	h := o.w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
-	// The server's read timeout is for requests: it would end a stream whose
-	// client has nothing more to say.
-	if err := o.rc.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return err
-	}
 	// Proxies that buffer would hold events back.
 	h.Set("X-Accel-Buffering", "no")
 	o.w.WriteHeader(http.StatusOK)
