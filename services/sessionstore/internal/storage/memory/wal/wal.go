@@ -205,22 +205,24 @@ func (l *Log) write() {
 		for l.pending.first == 0 && len(l.rotate) == 0 && !l.closing {
 			l.work.Wait()
 		}
-		b, requests := l.pending, l.rotate
-		if b.first == 0 && len(requests) == 0 {
+		requests := l.rotate
+		if l.pending.first == 0 && len(requests) == 0 {
 			l.mu.Unlock()
 			return // closing, and nothing is left
 		}
 		l.rotate = nil
-		if b.first != 0 {
-			l.pending, l.writing = newBatch(), b
+		// With nothing pending the batch stays where it is, for appenders alone.
+		var b *batch
+		if l.pending.first != 0 {
+			b, l.pending = l.pending, newBatch()
+			l.writing = b
 		}
-		err := l.err
-		next := l.seq + 1
+		err, next := l.err, l.seq+1
 		l.room.Broadcast()
 		l.mu.Unlock()
 
 		var n int
-		if err == nil && b.first != 0 {
+		if err == nil && b != nil {
 			n, err = l.flush(b)
 		}
 		if err == nil && (len(requests) > 0 || l.fileSize > l.opts.SegmentBytes) {
@@ -233,16 +235,17 @@ func (l *Log) write() {
 			// acknowledge what is not on disk.
 			l.err = fmt.Errorf("log failed: %w", err)
 		}
-		b.err = l.err
+		err = l.err
 		l.writing = nil
 		l.size += int64(n)
 		l.room.Broadcast()
 		l.mu.Unlock()
-		if b.first != 0 {
+		if b != nil {
+			b.err = err
 			close(b.done)
 		}
 		for _, r := range requests {
-			r <- rotated{next, b.err}
+			r <- rotated{next, err}
 		}
 	}
 }
