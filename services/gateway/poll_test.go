@@ -177,3 +177,28 @@ func TestLongPollsOfOneClientAreBounded(t *testing.T) {
 		t.Errorf("after the others left: got %d", w.Code)
 	}
 }
+
+func TestCallerThatLeavesALongPollFreesTheStore(t *testing.T) {
+	arrived, left := make(chan struct{}), make(chan struct{})
+	b := &backend{Answer: func(ctx context.Context, _ string, _ proto.Message) (proto.Message, error) {
+		close(arrived)
+		<-ctx.Done()
+		close(left)
+		return nil, ctx.Err()
+	}}
+	g := start(t, b, func(c *gateway.Config) { c.MaxWaiters = 1 })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		g.Handler().ServeHTTP(httptest.NewRecorder(), request(t, "GET /v1/sessions/s1/events?wait=20s", "").WithContext(ctx))
+	}()
+	<-arrived
+	cancel()
+	<-left
+	<-ended
+	b.Answer = waitLater
+	if w := do(t, g, "GET /v1/sessions/s1/events?wait=20s", ""); w.Code != http.StatusOK {
+		t.Errorf("the place of a caller that left: got %d", w.Code)
+	}
+}
