@@ -248,7 +248,8 @@ const ActivityGroup = "activity"
 // Feed delivers every event and lifecycle change to groups of consumers.
 type Feed interface {
 	// OpenFeed must register the group on every shard if it is new (it then
-	// starts at the entries appended from now on) and the consumer in it. Each
+	// starts at the oldest entries kept, so that activity from before the first
+	// start of its consumer counts) and the consumer in it. Each
 	// shard is read by one consumer of a group at a time, under a lease; shards
 	// must be shared out evenly among the live consumers. A reader with the
 	// same group and consumer name must take over at once from the one before,

@@ -2171,7 +2171,8 @@ func (*BatchExtendTTLResponse_Result_Error) isBatchExtendTTLResponse_Result_Answ
 // The first message of a stream: who reads.
 type FeedRequest_Open struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Consumers of one group share the feed.
+	// Consumers of one group share the feed. A new group starts with the
+	// oldest entries that are kept.
 	Group string `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
 	// The same name again takes over at once from the stream before.
 	Consumer      string `protobuf:"bytes,2,opt,name=consumer,proto3" json:"consumer,omitempty"`

@@ -170,7 +170,7 @@ func (s *Store) OpenFeed(ctx context.Context, groupName, consumer string) (stora
 	return r, nil
 }
 
-// register makes a new group start at what is appended from now on.
+// register makes a new group start at the oldest entry kept.
 func (s *Store) register(ctx context.Context, name string) error {
 	for _, sh := range s.shards {
 		sh.mu.Lock()
@@ -178,9 +178,9 @@ func (s *Store) register(ctx context.Context, name string) error {
 			sh.mu.Unlock()
 			continue
 		}
-		sh.feed.acked[name] = sh.feed.last
+		sh.feed.acked[name] = storage.Cursor{}
 		tx := s.begin(sh)
-		tx.acked(name, sh.feed.last)
+		tx.acked(name, storage.Cursor{})
 		if err := s.commit(ctx, tx); err != nil {
 			return err
 		}

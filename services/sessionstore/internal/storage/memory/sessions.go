@@ -24,7 +24,8 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	}
 	request := ""
 	if requestKey != "" {
-		request = in.GetProject() + "/" + in.GetUser() + "/" + requestKey
+		// NUL is in none of the three, so no two of them spell the same key.
+		request = in.GetProject() + "\x00" + in.GetUser() + "\x00" + requestKey
 	}
 	now := s.now()
 	sh.mu.Lock()

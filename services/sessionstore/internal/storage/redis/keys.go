@@ -11,7 +11,7 @@ import "strconv"
 //	<p>session:<id>    hash    one session
 //	<p>events:<id>     stream  its log
 //	<p>ids:<id>        hash    event id -> cursor, for what is in the log
-//	<p>request:<...>   string  project/user/requestId -> session id
+//	<p>request:<...>   string  project NUL user NUL requestId -> session id
 //	<p>deadlines       zset    live session -> deadline
 //	<p>warnings        zset    live session -> when to append session:expiring
 //	<p>retired         zset    over session -> when to purge it

@@ -78,8 +78,6 @@ func names(entries []*sessionv1.FeedEntry) []string {
 func feedCases() []Case {
 	return []Case{
 		{"feed/everything of every session, without data", func(t TB, fx Fixture) {
-			missed := fx.create(t, "acme", "before", long)
-			fx.append(t, missed, "before")
 			r := fx.open(t, "g", "c")
 			id := fx.create(t, "acme", "ann", long)
 			e := fx.event("1", "input:text")
@@ -102,6 +100,13 @@ func feedCases() []Case {
 			fx.quiet(t, r)
 			ok(t, r.Close())
 		}},
+		{"feed/a new group starts with what is kept", func(t TB, fx Fixture) {
+			id := fx.create(t, "acme", "ann", long)
+			fx.append(t, id, "1")
+			r := fx.open(t, "g", "c")
+			list(t, "entries", names(fx.drain(t, r, 2)), storage.TypeCreated, "1")
+			ok(t, r.Close())
+		}},
 		{"feed/in order within a shard, no more than asked for", func(t TB, fx Fixture) {
 			r := fx.open(t, "g", "c")
 			id := fx.create(t, "acme", "ann", long)
@@ -122,33 +127,9 @@ func feedCases() []Case {
 			list(t, "entries", got, want...)
 			ok(t, r.Close())
 		}},
-		{"feed/what was not acknowledged comes again", func(t TB, fx Fixture) {
-			for _, way := range []string{"close", "takeover", "another"} {
-				r := fx.open(t, "g"+way, "c")
-				id := fx.create(t, "acme", "ann", long)
-				fx.append(t, id, "1", "2", "3")
-				got := fx.drain(t, r, 4)
-				ok(t, r.Ack(t.Context(), []storage.FeedAck{{Shard: int(got[1].GetShard()), Cursor: got[1].GetCursor()}}))
-				ok(t, r.Ack(t.Context(), []storage.FeedAck{{Shard: int(got[0].GetShard()), Cursor: got[0].GetCursor()}})) // never back
-				next := "c"
-				switch way {
-				case "close":
-					ok(t, r.Close())
-				case "another":
-					ok(t, r.Close())
-					next = "d"
-				}
-				again := fx.open(t, "g"+way, next)
-				list(t, way, names(fx.drain(t, again, 2)), "2", "3")
-				if way == "takeover" {
-					if _, err := r.Next(t.Context(), 10); !errors.Is(err, storage.ErrClosed) {
-						t.Errorf("the reader before goes on: %v", err)
-					}
-				}
-				ok(t, again.Close())
-				ok(t, r.Close())
-			}
-		}},
+		{"feed/what was not acknowledged comes again after close", func(t TB, fx Fixture) { redelivered(t, fx, "close") }},
+		{"feed/what was not acknowledged comes again after a takeover", func(t TB, fx Fixture) { redelivered(t, fx, "takeover") }},
+		{"feed/what was not acknowledged comes again to another consumer", func(t TB, fx Fixture) { redelivered(t, fx, "another") }},
 		{"feed/shards are shared out and handed over", func(t TB, fx Fixture) {
 			a := fx.open(t, "g", "a")
 			equal(t, "alone", len(fx.shards(t, a, Shards)), Shards)
@@ -230,4 +211,31 @@ func feedCases() []Case {
 			ok(t, r.Close())
 		}},
 	}
+}
+
+func redelivered(t TB, fx Fixture, way string) {
+	t.Helper()
+	r := fx.open(t, "g", "c")
+	id := fx.create(t, "acme", "ann", long)
+	fx.append(t, id, "1", "2", "3")
+	got := fx.drain(t, r, 4)
+	ok(t, r.Ack(t.Context(), []storage.FeedAck{{Shard: int(got[1].GetShard()), Cursor: got[1].GetCursor()}}))
+	ok(t, r.Ack(t.Context(), []storage.FeedAck{{Shard: int(got[0].GetShard()), Cursor: got[0].GetCursor()}})) // never back
+	next := "c"
+	switch way {
+	case "close":
+		ok(t, r.Close())
+	case "another":
+		ok(t, r.Close())
+		next = "d"
+	}
+	again := fx.open(t, "g", next)
+	list(t, "delivered again", names(fx.drain(t, again, 2)), "2", "3")
+	if way == "takeover" {
+		if _, err := r.Next(t.Context(), 10); !errors.Is(err, storage.ErrClosed) {
+			t.Errorf("the reader before goes on: %v", err)
+		}
+	}
+	ok(t, again.Close())
+	ok(t, r.Close())
 }

@@ -37,7 +37,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		"events are stored twice":                   {func(s storage.Store) storage.Store { return storesTwice{s} }, "events/the same id is not stored twice"},
 		"a truncated log does not say so":           {func(s storage.Store) storage.Store { return silentTruncation{s} }, "events/the log is bounded, and says so"},
 		"a wait returns at once":                    {func(s storage.Store) storage.Store { return impatient{s} }, "wait/no longer than asked"},
-		"the feed acknowledges by itself":           {func(s storage.Store) storage.Store { return selfAcking{s} }, "feed/what was not acknowledged comes again"},
+		"the feed acknowledges by itself":           {func(s storage.Store) storage.Store { return selfAcking{s} }, "feed/what was not acknowledged comes again after close"},
 		"deleting leaves the feed silent":           {func(s storage.Store) storage.Store { return endsInstead{s} }, "feed/everything of every session, without data"},
 	} {
 		t.Run(bug, func(t *testing.T) {

@@ -58,6 +58,17 @@ func sessionCases() []Case {
 				t.Errorf("another user's request with the same id found this session")
 			}
 		}},
+		{"create/requests of different users are different", func(t TB, fx Fixture) {
+			seen := map[string]string{}
+			for _, c := range [][2]string{{"ann", "b/c"}, {"ann/b", "c"}, {"", "ann/b/c"}} {
+				s, existed, err := fx.Store.Create(t.Context(), fx.fresh("acme", c[0], c[1], fx.policy(long)), c[1])
+				ok(t, err)
+				if existed || seen[s.GetId()] != "" {
+					t.Errorf("%v found the session of %s", c, seen[s.GetId()])
+				}
+				seen[s.GetId()] = c[0]
+			}
+		}},
 		{"create/request id lasts as long as the session", func(t TB, fx Fixture) {
 			first, _, err := fx.Store.Create(t.Context(), fx.fresh("acme", "", "r", fx.policy(long)), "r")
 			ok(t, err)

@@ -15,8 +15,6 @@ redis.call('ZADD', P .. 'warnings', int(expire - tonumber(v[2])), id)
 if v[3] then redis.call('ZADD', P .. 'by-user', 0, v[3]) end
 redis.call('ZADD', P .. 'by-project', 0, v[4])
 lifecycle(id, 'session:created', now_ms(), most, {'x', v[1]})
+if request ~= '' then redis.call('SET', P .. 'request:' .. request, id) end
 keep_until(id, expire + keep)
-if request ~= '' then
-  redis.call('SET', P .. 'request:' .. request, id, 'PX', int(expire + keep - now_ms() + 3600000))
-end
 return {0}

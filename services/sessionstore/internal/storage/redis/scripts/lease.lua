@@ -15,4 +15,7 @@ if ARGV[3] == 'renew' and held ~= mine then
 end
 if ARGV[3] == 'acquire' and held and held ~= mine and string.match(held, '^(%S+) ') ~= ARGV[4] then return {0} end
 redis.call('SET', l, mine, 'PX', ARGV[6])
-return {1, redis.call('HGET', P .. 'groups', ARGV[2]) or '0-0'}
+-- A server that lost its data lost the group, too. It comes back at the
+-- beginning: the sweeper must wait for it, and an entry twice is harmless.
+redis.call('HSETNX', P .. 'groups', ARGV[2], '0-0')
+return {1, redis.call('HGET', P .. 'groups', ARGV[2])}

@@ -43,6 +43,11 @@ local function keep_until(id, at)
   for _, kind in ipairs({'session', 'events', 'ids'}) do
     redis.call('PEXPIREAT', key(kind, id), int(at))
   end
+  -- A request is answered with its session for as long as that is there.
+  local request = redis.call('HGET', key('session', id), 'req')
+  if request and request ~= '' and redis.call('GET', P .. 'request:' .. request) == id then
+    redis.call('PEXPIREAT', P .. 'request:' .. request, int(at))
+  end
 end
 
 local function delist(id)

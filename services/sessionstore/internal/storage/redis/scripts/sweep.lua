@@ -39,14 +39,33 @@ end
 -- that have waited for settle_max.
 local upto = now
 if watermark then upto = math.max(math.min(now, watermark - 1), now - settle - 1) end
-local expired = 0
+local expired, gone = 0, false
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadlines', '-inf', int(upto), 'LIMIT', 0, batch)) do
   if redis.call('EXISTS', key('session', id)) == 1 then
     retire(id, '2', '', now, retention, most)
     expired = expired + 1
   else
     redis.call('ZREM', P .. 'deadlines', id)
+    gone = true
   end
+end
+-- Sessions that nobody swept until the safety net took their keys: what they
+-- left in the indexes is found by reading through one of them, once for all.
+if gone then
+  local from = '-'
+  repeat
+    local members = redis.call('ZRANGEBYLEX', P .. 'by-project', from, '+', 'LIMIT', 0, 1000)
+    for _, m in ipairs(members) do
+      local project, user, id = string.match(m, '^([^%z]*)%z([^%z]*)%z([^%z]*)$')
+      if id and redis.call('EXISTS', key('session', id)) == 0 then
+        redis.call('ZREM', P .. 'by-project', m)
+        redis.call('ZREM', P .. 'by-user', user .. '\0' .. project .. '\0' .. id)
+        redis.call('ZREM', P .. 'deadlines', id)
+        redis.call('ZREM', P .. 'warnings', id)
+      end
+    end
+    if #members > 0 then from = '(' .. members[#members] end
+  until #members < 1000
 end
 local held = redis.call('ZCOUNT', P .. 'deadlines', '(' .. int(upto), int(now))
 

@@ -1,0 +1,330 @@
+package redis_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/livinguniverse/stoker/pkg/redistest"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
+)
+
+// newSession describes a session that begins now and ends after base.
+func newSession(shard int, user string, base time.Duration) *sessionv1.Session {
+	p := lifetime.Resolve(&sessionv1.TTLPolicy{BaseTtl: durationpb.New(base)}, lifetime.DefaultPolicy())
+	now := time.Now().UnixMilli()
+	return &sessionv1.Session{
+		Id: sessionid.New(shard), User: user, Project: "acme", Revision: 1, TtlPolicy: p,
+		CreateTime: lifetime.Time(now), UpdateTime: lifetime.Time(now), LastActivityTime: lifetime.Time(now),
+		ExpireTime: lifetime.Time(lifetime.Deadline(now, p)),
+	}
+}
+
+func create(t testing.TB, s *redis.Store, in *sessionv1.Session, request string) (string, bool) {
+	t.Helper()
+	out, existed, err := s.Create(t.Context(), in, request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.GetId(), existed
+}
+
+func raw(t testing.TB, server *redistest.Server) *goredis.Client {
+	t.Helper()
+	client := goredis.NewClient(&goredis.Options{Addr: server.Addr})
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// until waits for something that the clock brings about.
+func until(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// TestGroupBeginsAfterWhatIsThere: a new group is given nothing that was
+// appended before it, though it be in the same millisecond or, after the clock
+// was set back, in a later one.
+func TestGroupBeginsAfterWhatIsThere(t *testing.T) {
+	server := redistest.Start(t)
+	s, client := open(t, server.URL()), raw(t, server)
+	future := strconv.FormatInt(time.Now().Add(time.Hour).UnixMilli(), 10) + "-5"
+	args := &goredis.XAddArgs{Stream: "stoker:{s3}:feed", ID: future, Values: []string{"s", sessionid.New(3), "L", storage.TypeEnded, "n", "1"}}
+	if err := client.XAdd(t.Context(), args).Err(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.OpenFeed(t.Context(), "g", "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	id, _ := create(t, s, newSession(3, "ann", time.Hour), "")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for {
+		b, err := r.Next(ctx, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b.Entries) > 0 {
+			if b.Entries[0].GetSessionId() != id {
+				t.Errorf("the first entry is %v", b.Entries[0])
+			}
+			return
+		}
+	}
+}
+
+// TestRequestIsKnownAsLongAsItsSession: extensions move the safety net of the
+// request, too.
+func TestRequestIsKnownAsLongAsItsSession(t *testing.T) {
+	server := redistest.Start(t)
+	s, client := open(t, server.URL()), raw(t, server)
+	in := newSession(2, "ann", time.Minute)
+	id, _ := create(t, s, in, "req")
+	for range 4 {
+		res, err := s.Extend(t.Context(), []storage.Activity{{SessionID: id}})
+		if err != nil || res[0].Err != nil {
+			t.Fatal(err, res[0].Err)
+		}
+	}
+	session := client.PExpireTime(t.Context(), "stoker:{s2}:session:"+id).Val()
+	request := client.PExpireTime(t.Context(), "stoker:{s2}:request:acme\x00ann\x00req").Val()
+	if session <= 0 || request != session || session < 6*time.Hour {
+		t.Errorf("the request goes at %v, the session at %v", request, session)
+	}
+	if again, existed := create(t, s, newSession(2, "ann", time.Minute), "req"); again != id || !existed {
+		t.Errorf("the same request made %s (existed: %v)", again, existed)
+	}
+}
+
+// TestRequestsOfDifferentUsersAreDifferent whatever their names contain.
+func TestRequestsOfDifferentUsersAreDifferent(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	first, _ := create(t, s, newSession(1, "a/b", time.Hour), "c")
+	second, existed := create(t, s, newSession(1, "a", time.Hour), "b/c")
+	if existed || first == second {
+		t.Error("one user was given the session of another")
+	}
+}
+
+// TestNothingIsLeftOfPurgedSessions: however a session ends, no key and no
+// index entry stays behind.
+func TestNothingIsLeftOfPurgedSessions(t *testing.T) {
+	server := redistest.Start(t)
+	s, client := open(t, server.URL(), func(o *redis.Options) { o.Retention = 50 * time.Millisecond }), raw(t, server)
+	for i := range 200 {
+		base := time.Hour
+		if i%4 == 0 {
+			base = 100 * time.Millisecond
+		}
+		id, _ := create(t, s, newSession(i%storagetest.Shards, fmt.Sprint("user", i%7), base), fmt.Sprint("r", i))
+		var err error
+		switch i % 4 {
+		case 0: // runs out
+		case 1:
+			_, err = s.Append(t.Context(), id, []*sessionv1.Event{{Id: "e", Type: "input:text"}})
+			if err == nil {
+				err = s.Delete(t.Context(), id)
+			}
+		case 2:
+			_, err = s.End(t.Context(), id, "done")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 7 {
+		user := fmt.Sprint("user", i)
+		for shard := range storagetest.Shards {
+			// These were spread over the shards by hand; a user has one.
+			if storage.UserShard("acme", user, storagetest.Shards) == shard {
+				if _, err := s.RevokeUser(t.Context(), "acme", user, nil, "over"); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	page, err := s.List(t.Context(), storage.ListQuery{Project: "acme", Limit: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range page.Sessions {
+		if _, err := s.End(t.Context(), x.GetId(), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "only what is there once", func() bool {
+		if _, err := s.Sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return perSession(t, client) == 0
+	})
+}
+
+// TestSweepForgetsSessionsThatVanished: where no sweeper ran until the safety
+// net took a session's keys, its index entries go as well, and no other's.
+func TestSweepForgetsSessionsThatVanished(t *testing.T) {
+	server := redistest.Start(t)
+	s, client := open(t, server.URL()), raw(t, server)
+	alive, _ := create(t, s, newSession(4, "ann", time.Hour), "")
+	for i := range 20 {
+		id, _ := create(t, s, newSession(4, fmt.Sprint("user", i%3), time.Millisecond), "")
+		for _, kind := range []string{"session:", "events:", "ids:"} {
+			if err := client.Del(t.Context(), "stoker:{s4}:"+kind+id).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	time.Sleep(5 * time.Millisecond)
+	if _, err := s.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, index := range []string{"deadlines", "warnings", "by-user", "by-project"} {
+		if n := client.ZCard(t.Context(), "stoker:{s4}:"+index).Val(); n != 1 {
+			t.Errorf("%s: %d entries, want that of the session that is there", index, n)
+		}
+	}
+	if _, err := s.Get(t.Context(), alive); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGroupSurvivesTheLossOfItsData: when a server comes back empty, an open
+// reader goes on, and its group holds the sweeper again.
+func TestGroupSurvivesTheLossOfItsData(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server.URL())
+	r, err := s.OpenFeed(t.Context(), storage.ActivityGroup, "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := errors.Join(server.Kill(), server.Restart(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	until(t, "the group on every shard", func() bool {
+		groups, err := s.Groups(ctx)
+		return err == nil && len(groups) == storagetest.Shards && groups[0].Consumer == "c"
+	})
+	id, _ := create(t, s, newSession(5, "ann", time.Hour), "")
+	for {
+		b, err := r.Next(ctx, 10)
+		switch {
+		case errors.Is(err, storage.ErrUnavailable):
+			continue
+		case err != nil:
+			t.Fatal(err)
+		case len(b.Entries) == 0:
+			continue
+		}
+		e := b.Entries[0]
+		if e.GetSessionId() != id {
+			t.Fatalf("got %v", e)
+		}
+		if err := r.Ack(ctx, []storage.FeedAck{{Shard: int(e.GetShard()), Cursor: e.GetCursor()}}); err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	groups, err := s.Groups(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range groups {
+		if g.Pending != 0 {
+			t.Errorf("not acknowledged: %+v", g)
+		}
+	}
+}
+
+// TestShardsOfADeadConsumerAreTaken once its leases have run out.
+func TestShardsOfADeadConsumerAreTaken(t *testing.T) {
+	server := redistest.Start(t)
+	s, client := open(t, server.URL()), raw(t, server)
+	const ttl = 600 * time.Millisecond // as open says
+	client.ZAdd(t.Context(), "stoker:{s0}:consumers:g", goredis.Z{Score: float64(time.Now().UnixMilli()), Member: "dead"})
+	for n := range storagetest.Shards / 2 {
+		if err := client.Set(t.Context(), fmt.Sprintf("stoker:{s%d}:lease:g", n), "dead nonce", ttl).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := s.OpenFeed(t.Context(), "g", "alive")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	had := -1
+	for began := time.Now(); ; {
+		b, err := r.Next(ctx, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !b.Changed {
+			continue
+		}
+		if had < 0 && len(b.Shards) != storagetest.Shards/2 {
+			t.Errorf("begins with %v, want what the other does not hold", b.Shards)
+		}
+		if had = len(b.Shards); had == storagetest.Shards {
+			if took := time.Since(began); took > 5*ttl {
+				t.Errorf("took over after %s", took)
+			}
+			return
+		}
+	}
+}
+
+// TestFrozenServerHoldsNobodyUp: callers are answered within the timeout or
+// when they leave, and served again as soon as the server goes on.
+func TestFrozenServerHoldsNobodyUp(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server.URL(), func(o *redis.Options) { o.Timeout = 300 * time.Millisecond })
+	id, _ := create(t, s, newSession(1, "ann", time.Hour), "")
+	if err := server.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = server.Resume() }()
+	began := time.Now()
+	if _, err := s.Get(t.Context(), id); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("get: %v", err)
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("get took %s", took)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	began = time.Now()
+	if _, err := s.End(ctx, id, ""); !errors.Is(err, context.Canceled) && !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("end: %v", err)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("a caller that left was kept for %s", took)
+	}
+	if err := server.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "an answer", func() bool {
+		_, err := s.Get(t.Context(), id)
+		return err == nil
+	})
+}
