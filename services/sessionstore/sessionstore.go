@@ -86,6 +86,7 @@ func (s *Service) Run(ctx context.Context, hs *health.Server) error {
 	sweep := time.NewTicker(s.cfg.Sweep)
 	defer sweep.Stop()
 	failures := 0
+	s.setHealth(hs, healthv1.HealthCheckResponse_SERVING) // New has reached the backend
 	for {
 		select {
 		case <-ctx.Done():
@@ -108,8 +109,15 @@ func (s *Service) Run(ctx context.Context, hs *health.Server) error {
 			s.tel.Log.InfoContext(ctx, "sweep works again", slog.Int("failed", failures))
 			failures = 0
 		}
-		hs.SetServingStatus(sessionv1.StorageService_ServiceDesc.ServiceName, serving)
+		s.setHealth(hs, serving)
 	}
+}
+
+// setHealth answers for the service by name, and for the process as a whole:
+// without its backend it can do nothing.
+func (s *Service) setHealth(hs *health.Server, st healthv1.HealthCheckResponse_ServingStatus) {
+	hs.SetServingStatus("", st)
+	hs.SetServingStatus(sessionv1.StorageService_ServiceDesc.ServiceName, st)
 }
 
 // Drain ends streams and waits, so that a graceful stop does not wait for

@@ -1,0 +1,61 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/livinguniverse/stoker/pkg/redistest"
+)
+
+// TestRedisGoesAndComesBack: while Redis is away a session that exists is
+// "unavailable" and never "not found", readiness says so, and everything works
+// again by itself, the activity service included.
+func TestRedisGoesAndComesBack(t *testing.T) {
+	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	d := embedded(t, "--redis-url", redis.URL(), "--flush-interval", "1s")
+	s := d.must(t, http.MethodPost, "/v1/sessions", map[string]any{"user": "ann", "ttlPolicy": map[string]any{"baseTtl": "60s", "extension": "60s", "extendBelow": "59s"}})
+	at := "/v1/sessions/" + s["id"].(string)
+	if err := redis.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		method, path string
+		body         any
+	}{
+		{http.MethodGet, at, nil},
+		{http.MethodGet, at + "/events?wait=1s&after=0", nil},
+		{http.MethodGet, "/v1/sessions", nil},
+		{http.MethodPost, at + "/events", map[string]any{"events": []any{map[string]any{"id": "1", "type": "input:text"}}}},
+		{http.MethodPost, at + ":end", map[string]any{}},
+	} {
+		status, answer, err := d.call(c.method, c.path, c.body)
+		if err != nil || status != http.StatusServiceUnavailable {
+			t.Errorf("%s %s answered %d %v %v, want 503", c.method, c.path, status, answer, err)
+		}
+	}
+	eventually(t, 5*time.Second, "readiness says that the store is away", func() bool {
+		resp, err := http.Get(d.http + "/readyz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusServiceUnavailable
+	})
+	if err := redis.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "the session can be read again", func() bool {
+		status, _, err := d.call(http.MethodGet, at, nil)
+		if err != nil || status == http.StatusNotFound {
+			t.Fatalf("answered %d %v", status, err)
+		}
+		return status == http.StatusOK
+	})
+	eventually(t, 10*time.Second, "activity extends the session again", func() bool {
+		_, _, _ = d.call(http.MethodPost, at+"/events", map[string]any{"events": []any{map[string]any{"type": "input:text"}}})
+		return d.must(t, http.MethodGet, at, nil)["extensionCount"] == 1.0
+	})
+}
