@@ -215,9 +215,11 @@ type remoteFeed struct {
 	batches chan *sessionv1.FeedResponse
 	err     chan error
 
+	group string
+	acked map[int]storage.Cursor
+
 	mu   sync.Mutex
 	left []*sessionv1.FeedEntry
-	all  map[int]string // the last cursor received, by shard
 }
 
 func (r *remote) OpenFeed(_ context.Context, group, consumer string) (storage.FeedReader, error) {
@@ -230,7 +232,7 @@ func (r *remote) OpenFeed(_ context.Context, group, consumer string) (storage.Fe
 		cancel()
 		return nil, r.back(err)
 	}
-	f := &remoteFeed{r: r, stream: stream, cancel: cancel, batches: make(chan *sessionv1.FeedResponse, 100), err: make(chan error, 1), all: map[int]string{}}
+	f := &remoteFeed{r: r, stream: stream, cancel: cancel, batches: make(chan *sessionv1.FeedResponse, 100), err: make(chan error, 1), group: group, acked: map[int]storage.Cursor{}}
 	opened := make(chan struct{})
 	go func() {
 		first := sync.OnceFunc(func() { close(opened) })
@@ -271,33 +273,52 @@ func (f *remoteFeed) Next(ctx context.Context, limit int) (storage.FeedBatch, er
 	}
 	n := min(limit, len(f.left))
 	b.Entries, f.left = f.left[:n], f.left[n:]
-	for _, e := range b.Entries {
-		f.all[int(e.GetShard())] = e.GetCursor()
-	}
 	return b, nil
 }
 
 // Ack sends acknowledgements, and waits until the group's state shows that the
-// server has taken the last one. A refusal ends the stream.
+// server has taken those that move it forward. A refusal ends the stream.
 func (f *remoteFeed) Ack(ctx context.Context, acks []storage.FeedAck) error {
 	req := &sessionv1.FeedRequest{}
+	forward := map[int]int64{} // shard -> open entries before
 	for _, a := range acks {
 		req.Acks = append(req.Acks, &sessionv1.FeedRequest_Ack{Shard: int32(a.Shard), Cursor: a.Cursor})
+		at, err := storage.ParseCursor("acks.cursor", a.Cursor)
+		if err == nil && at.Compare(f.acked[a.Shard]) > 0 {
+			f.acked[a.Shard] = at
+			forward[a.Shard] = f.open(ctx, a.Shard)
+		}
 	}
 	if err := f.stream.Send(req); err != nil && !errors.Is(err, io.EOF) {
 		return f.r.back(err)
 	}
-	// A second message is only taken once the first is done with.
-	deadline := time.After(300 * time.Millisecond)
-	select {
-	case err := <-f.err:
-		f.err <- err
-		return f.r.back(err)
-	case <-deadline:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	for shard, before := range forward {
+		for f.open(ctx, shard) >= before {
+			select {
+			case err := <-f.err:
+				f.err <- err
+				return f.r.back(err)
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Millisecond):
+			}
+		}
 	}
+	return nil
+}
+
+// open counts the entries of a shard that the group has not acknowledged.
+func (f *remoteFeed) open(ctx context.Context, shard int) int64 {
+	groups, err := f.r.Groups(ctx)
+	if err != nil {
+		return -1
+	}
+	for _, g := range groups {
+		if g.Group == f.group && g.Shard == shard {
+			return g.Pending + g.Lag
+		}
+	}
+	return -1
 }
 
 func (f *remoteFeed) Close() error {
