@@ -224,7 +224,7 @@ func encodeSession(x *session, whole bool) []byte {
 // recover opens the log and applies what is in it.
 func (s *Store) recover() error {
 	shards := 0
-	log, err := wal.Open(wal.Options{Dir: s.opts.DataDir}, func(record []byte) error {
+	log, err := wal.Open(wal.Options{Dir: s.opts.DataDir, Create: s.opts.create}, func(record []byte) error {
 		return eachEffect(record, func(kind byte, f fields) error {
 			if kind == effectMeta {
 				shards = int(f.num(1))
@@ -414,18 +414,29 @@ func (s *Store) maybeSnapshot() {
 	})
 }
 
+// snapshotRecord is about how many bytes of effects go into one record of a
+// snapshot. A session with a long log, or a feed that a group left lying, can
+// be larger than the log's largest record.
+const snapshotRecord = 1 << 20
+
 // Snapshot replaces the log by what is true now. Changes go on meanwhile: they
 // are in the log after the snapshot, and applying them again is harmless.
 func (s *Store) Snapshot() error {
 	return s.log.Snapshot(func(emit func(record []byte) error) error {
 		tx := &txn{store: s}
 		flush := func() error {
-			if len(tx.buf) == 0 {
-				return nil
+			for buf := tx.buf; len(buf) > 0; {
+				n := 0
+				for n < len(buf) && n < snapshotRecord {
+					n += effectSize(buf[n:])
+				}
+				if err := emit(buf[:n]); err != nil {
+					return err
+				}
+				buf = buf[n:]
 			}
-			err := emit(tx.buf)
 			tx.buf = tx.buf[:0]
-			return err
+			return nil
 		}
 		tx.add(effectMeta, number(nil, 1, int64(len(s.shards))))
 		s.policies.mu.Lock()
@@ -442,7 +453,9 @@ func (s *Store) Snapshot() error {
 				return err
 			}
 		}
-		return nil
+		// The snapshot may hold one half of a change whose record still waits for
+		// the disk: it must not count before that record does.
+		return s.settle(context.Background(), s.lastWrite())
 	})
 }
 

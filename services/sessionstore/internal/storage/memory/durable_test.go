@@ -210,6 +210,13 @@ func childMain() {
 					}
 					say("event", x.GetId(), e)
 				}
+				if n%2 == 0 {
+					if _, err := s.End(ctx, x.GetId(), "done"); err != nil {
+						say("error", err)
+						return
+					}
+					say("ended", x.GetId())
+				}
 			}
 		}()
 	}
@@ -225,7 +232,7 @@ func childMain() {
 // over the same directory, and finds all that it was told is safe.
 func TestKillLosesNothing(t *testing.T) {
 	dir := t.TempDir()
-	acked := map[string]int{}
+	acked, ended := map[string]int{}, map[string]bool{}
 	for round := range 4 {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), childEnv+"="+dir)
@@ -236,14 +243,18 @@ func TestKillLosesNothing(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { _ = cmd.Process.Kill() })
 		sc := bufio.NewScanner(out)
-		for n := 0; sc.Scan(); n++ {
+		n := 0
+		for ; sc.Scan(); n++ {
 			f := strings.Fields(sc.Text())
 			switch f[0] {
 			case "session":
 				acked[f[1]] = 0
 			case "event":
 				acked[f[1]]++
+			case "ended":
+				ended[f[1]] = true
 			default:
 				t.Fatalf("round %d: %s", round, sc.Text())
 			}
@@ -254,6 +265,9 @@ func TestKillLosesNothing(t *testing.T) {
 			}
 		}
 		_ = cmd.Wait()
+		if n <= 4000 {
+			t.Fatalf("round %d: the process ended by itself after %d writes", round, n)
+		}
 		s, err := memory.New(memory.Options{Shards: storagetest.Shards, Clock: time.Now, DataDir: dir})
 		if err != nil {
 			t.Fatal(err)
@@ -262,6 +276,9 @@ func TestKillLosesNothing(t *testing.T) {
 			p, err := s.ListEvents(t.Context(), storage.EventQuery{SessionID: id, After: "0", Limit: 100})
 			if err != nil || len(p.Events)-1 < want {
 				t.Fatalf("round %d: session %s has %d of %d acknowledged events: %v", round, id, len(p.Events)-1, want, err)
+			}
+			if ended[id] && !p.Over {
+				t.Fatalf("round %d: session %s was ended, and lives", round, id)
 			}
 		}
 		if err := s.Close(); err != nil {

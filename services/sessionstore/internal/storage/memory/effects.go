@@ -30,6 +30,12 @@ func eachEffect(record []byte, fn func(kind byte, f fields) error) error {
 	return nil
 }
 
+// effectSize returns the length of the first of some well-formed effects.
+func effectSize(b []byte) int {
+	size, n := binary.Uvarint(b[1:])
+	return 1 + n + int(size)
+}
+
 // fields are the decoded fields of an effect.
 type fields struct {
 	nums  map[protowire.Number]int64

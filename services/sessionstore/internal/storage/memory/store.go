@@ -42,6 +42,9 @@ type Options struct {
 	SnapshotBytes int64
 	// Log tells of recovery and failed snapshots; nothing where nil.
 	Log *slog.Logger
+
+	// create makes the log's files; nil for the real ones.
+	create func(path string) (wal.File, error)
 }
 
 func (o Options) withDefaults() (Options, error) {

@@ -42,14 +42,16 @@ func (s *Store) extend(a storage.Activity) (*sessionv1.ExtendTTLResponse, uint64
 	x := sh.sessions[a.SessionID]
 	if x == nil {
 		sh.mu.Unlock()
-		return missing(), 0, nil
+		return missing(), s.lastWrite(), nil
 	}
 	before := x.state
 	outcome, after := lifetime.Extend(x.terms, before, at, a.EventID, now)
 	resp := lifetime.Response(outcome, x.terms, before, after, at, x.over, x.view.GetTtlPolicy(), now)
 	if after.LastActivity == before.LastActivity && outcome != sessionv1.ExtendTTLResponse_EXTENDED {
 		sh.mu.Unlock()
-		return resp, 0, nil
+		// The answer may rest on a change that still waits for the disk: who is
+		// told that an activity has counted already does not send it again.
+		return resp, s.lastWrite(), nil
 	}
 	tx := s.begin(sh)
 	if outcome == sessionv1.ExtendTTLResponse_EXTENDED {

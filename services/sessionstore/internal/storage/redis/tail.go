@@ -161,6 +161,10 @@ func (t *tail) block(ctx context.Context) ([]goredis.XStream, error) {
 	for _, sh := range t.s.shards {
 		keys = append(keys, sh.feed())
 	}
+	// By itself go-redis waits for 10 s beyond the block. A server that is gone
+	// without a word must keep neither Close nor the waiters for that long.
+	ctx, cancel := context.WithTimeout(ctx, tailBlock+t.s.opts.Timeout)
+	defer cancel()
 	streams, err := t.s.conn.base.XRead(ctx, &goredis.XReadArgs{
 		Streams: append(keys, t.last...), Count: tailCount, Block: tailBlock,
 	}).Result()
