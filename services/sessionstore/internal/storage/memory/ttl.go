@@ -93,7 +93,7 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 		sum.Trimmed += r.Trimmed
 		sum.Held += r.Held
 	}
-	s.maybeSnapshot()
+	s.maybeSnapshot() //nolint:contextcheck // a snapshot outlives the sweep that starts it
 	return sum, errors.Join(errs...)
 }
 
@@ -106,9 +106,9 @@ func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult,
 		now := s.now()
 		sh.mu.Lock()
 		tx := s.begin(sh)
-		warned, expired, held, purged := s.warn(tx, now), 0, 0, 0
-		expired, held = s.expire(tx, now)
-		purged = s.purge(tx, now)
+		warned, looked := s.warn(tx, now)
+		expired, held := s.expire(tx, now)
+		purged := s.purge(tx, now)
 		r.Warned += warned
 		r.Expired += expired
 		r.Purged += purged
@@ -117,13 +117,13 @@ func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult,
 		if err := s.commit(ctx, tx); err != nil {
 			return r, err
 		}
-		if max(warned, expired, purged) < sweepBatch {
+		if max(looked, expired, purged) < sweepBatch {
 			return r, nil
 		}
 	}
 }
 
-func (s *Store) warn(tx *txn, now int64) int {
+func (s *Store) warn(tx *txn, now int64) (warned, looked int) {
 	sh := tx.shard
 	var list []*session
 	sh.warnings.Ascend(func(d due) bool {
@@ -133,7 +133,6 @@ func (s *Store) warn(tx *txn, now int64) int {
 		list = append(list, sh.sessions[d.id])
 		return true
 	})
-	n := 0
 	for _, x := range list {
 		sh.warnings.Delete(due{x.state.Expire - x.terms.ExtendBelow, x.view.GetId()})
 		if x.state.Expire <= now {
@@ -142,9 +141,9 @@ func (s *Store) warn(tx *txn, now int64) int {
 		x.warned = x.state.Expire
 		tx.hot(x)
 		s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeExpiring, At: now, Expire: x.state.Expire})
-		n++
+		warned++
 	}
-	return n
+	return warned, len(list)
 }
 
 func (s *Store) expire(tx *txn, now int64) (expired, held int) {
