@@ -19,7 +19,6 @@ import (
 	activityv1 "github.com/livinguniverse/stoker/proto/gen/stoker/activity/v1"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/activity/internal/consumer"
-	"github.com/livinguniverse/stoker/services/activity/internal/explain"
 	"github.com/livinguniverse/stoker/services/activity/internal/server"
 	"github.com/livinguniverse/stoker/services/activity/internal/tracker"
 )
@@ -49,10 +48,9 @@ func New(cfg Config, tel *telemetry.Telemetry, store grpc.ClientConnInterface) (
 	if cfg.Consumer == "" {
 		cfg.Consumer = consumerName()
 	}
-	decisions := explain.NewLog(cfg.MaxExplained)
 	tr := tracker.New(tracker.Config{
 		Rules: rules, Flush: cfg.FlushInterval, RetryDelay: time.Second,
-		MaxTracked: cfg.MaxTracked, ForgetAfter: cfg.ForgetAfter, Decisions: decisions,
+		MaxTracked: cfg.MaxTracked, ForgetAfter: cfg.ForgetAfter,
 	})
 	client := sessionv1.NewStorageServiceClient(store)
 	c, err := consumer.New(consumer.Config{
@@ -65,7 +63,7 @@ func New(cfg Config, tel *telemetry.Telemetry, store grpc.ClientConnInterface) (
 		return nil, fmt.Errorf("activity metrics: %w", err)
 	}
 	return &Service{
-		consumer: c, server: server.New(client, tr, decisions, time.Now),
+		consumer: c, server: server.New(client, tr, rules, time.Now),
 		stop: make(chan struct{}), done: make(chan struct{}),
 	}, nil
 }

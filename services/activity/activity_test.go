@@ -43,10 +43,10 @@ func TestDefaultsAreValid(t *testing.T) {
 func TestValidateSaysEverythingAtOnce(t *testing.T) {
 	cfg := Default()
 	cfg.GRPCAddr, cfg.StoreAddr, cfg.Group, cfg.Consumer = "0.0.0.0:1", "", "a b", "c/d"
-	cfg.FlushInterval, cfg.Window, cfg.MaxTracked, cfg.MaxExplained = 0, 1, 0, 0
+	cfg.FlushInterval, cfg.Window, cfg.MaxTracked = 0, 1, 0
 	cfg.Rules = filepath.Join(t.TempDir(), "missing.yaml")
 	err := cfg.Validate()
-	for _, flag := range []string{"grpc-addr", "store-addr", "group", "consumer", "flush-interval", "window", "max-tracked", "max-explained", "rules"} {
+	for _, flag := range []string{"grpc-addr", "store-addr", "group", "consumer", "flush-interval", "window", "max-tracked", "rules"} {
 		if err == nil || !strings.Contains(err.Error(), "--"+flag) {
 			t.Errorf("%v\nwant --%s in it", err, flag)
 		}
@@ -108,8 +108,15 @@ func (s *store) BatchGetSessions(_ context.Context, req *sessionv1.BatchGetSessi
 	return &sessionv1.BatchGetSessionsResponse{Results: []*sessionv1.BatchGetSessionsResponse_Result{{Id: sess.GetId(), Answer: &sessionv1.BatchGetSessionsResponse_Result_Session{Session: sess}}}}, nil
 }
 
-func (s *store) GetSession(context.Context, *sessionv1.GetSessionRequest) (*sessionv1.Session, error) {
-	return nil, status.Error(codes.NotFound, "no such session")
+func (s *store) ExplainTTL(_ context.Context, req *sessionv1.ExplainTTLRequest) (*sessionv1.TTLExplanation, error) {
+	if req.GetId() != "known" {
+		return nil, status.Error(codes.NotFound, "no such session")
+	}
+	return &sessionv1.TTLExplanation{LastActivityKind: "chat", Decisions: []*sessionv1.Decision{{Reason: "enough left"}}}, nil
+}
+
+func (s *store) ListEvents(context.Context, *sessionv1.ListEventsRequest) (*sessionv1.ListEventsResponse, error) {
+	return &sessionv1.ListEventsResponse{}, nil
 }
 
 func (s *store) BatchExtendTTL(_ context.Context, req *sessionv1.BatchExtendTTLRequest) (*sessionv1.BatchExtendTTLResponse, error) {

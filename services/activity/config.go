@@ -31,10 +31,11 @@ type Config struct {
 	Rules string
 	// Window is how many feed entries may be unacknowledged, 16 to 1,000,000.
 	Window int
-	// MaxTracked and MaxExplained bound the sessions in memory: those in use,
-	// and those whose last decisions are kept.
-	MaxTracked   int
-	MaxExplained int
+	// MaxTracked bounds the sessions in memory. Where more are in use, those
+	// that have nothing to report and were seen longest ago are forgotten, and
+	// read from the store again when they are next used; with none of those, no
+	// more of the feed is taken until the store has answered.
+	MaxTracked int
 	// ForgetAfter is how long a session with nothing to report is kept.
 	ForgetAfter time.Duration
 	// CallTimeout bounds a call of the store, ShutdownGrace the end of Run.
@@ -50,7 +51,7 @@ func Default() Config {
 	return Config{
 		GRPCAddr: "127.0.0.1:9091", AdminAddr: "127.0.0.1:9191", StoreAddr: "127.0.0.1:9090",
 		Group: "activity", FlushInterval: 15 * time.Second, Window: 65536,
-		MaxTracked: 1_000_000, MaxExplained: 100_000, ForgetAfter: 30 * time.Minute,
+		MaxTracked: 1_000_000, ForgetAfter: 30 * time.Minute,
 		CallTimeout: 5 * time.Second, ShutdownGrace: 10 * time.Second,
 		Auth:      auth.Config{Mode: "none"},
 		Telemetry: telemetry.Config{ServiceName: "stoker-activity", LogLevel: "info", LogFormat: "text"},
@@ -75,8 +76,7 @@ func (c *Config) EmbeddedFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.FlushInterval, "flush-interval", c.FlushInterval, "report a session's activity at most once in this time, unless it extends the session")
 	fs.StringVar(&c.Rules, "rules", c.Rules, "YAML `file` with the activityRules of sessions that have none of their own")
 	fs.IntVar(&c.Window, "window", c.Window, "feed entries that may be unacknowledged at a time")
-	fs.IntVar(&c.MaxTracked, "max-tracked", c.MaxTracked, "sessions to track at most")
-	fs.IntVar(&c.MaxExplained, "max-explained", c.MaxExplained, "sessions to keep the last decisions of at most")
+	fs.IntVar(&c.MaxTracked, "max-tracked", c.MaxTracked, "sessions to track at most; beyond, the least recently used are read from the store again")
 	fs.DurationVar(&c.ForgetAfter, "forget-after", c.ForgetAfter, "stop tracking a session not seen for this long")
 	fs.DurationVar(&c.CallTimeout, "store-timeout", c.CallTimeout, "time for one call of the session store")
 }
@@ -110,7 +110,6 @@ func (c *Config) ValidateEmbedded() error {
 	check(c.FlushInterval >= time.Millisecond && c.FlushInterval <= time.Hour, "flush-interval", c.FlushInterval, "1ms to 1h")
 	check(c.Window >= 16 && c.Window <= 1_000_000, "window", c.Window, "16 to 1000000")
 	check(c.MaxTracked >= 1, "max-tracked", c.MaxTracked, "at least 1")
-	check(c.MaxExplained >= 1, "max-explained", c.MaxExplained, "at least 1")
 	check(c.ForgetAfter >= time.Second, "forget-after", c.ForgetAfter, "at least 1s")
 	check(c.CallTimeout >= time.Millisecond, "store-timeout", c.CallTimeout, "at least 1ms")
 	check(c.ShutdownGrace >= 0, "shutdown-grace", c.ShutdownGrace, "0 or more")

@@ -38,6 +38,7 @@ var routeTests = []struct {
 	{"GET /v1/users:active?project=acme&pageSize=7&pageToken=t", ``, "ListActiveUsers", &sessionv1.ListActiveUsersRequest{}, `project:"acme" page_size:7 page_token:"t"`},
 	{"POST /v1/users/ann:revokeSessions", `{"project":"acme","except":["a","b"],"reason":"out"}`, "RevokeUserSessions", &sessionv1.RevokeUserSessionsRequest{}, `user:"ann" project:"acme" except:"a" except:"b" reason:"out"`},
 	{"GET /v1/sessions/s1/ttl", ``, "GetTTL", &sessionv1.GetTTLRequest{}, `id:"s1"`},
+	{"GET /v1/sessions/s1/ttl:explain", ``, "ExplainTTL", &sessionv1.ExplainTTLRequest{}, `id:"s1"`},
 	{"POST /v1/sessions/s1/ttl:extend", `{"activityTime":"1970-01-01T00:00:01.5Z","activityKind":"input","eventId":"e1"}`, "ExtendTTL", &sessionv1.ExtendTTLRequest{}, `id:"s1" activity_time:{seconds:1 nanos:500000000} activity_kind:"input" event_id:"e1"`},
 	{"POST /v1/sessions/s1/events", `{"events":[{"id":"e1","type":"input:text","source":"p","subject":"f","time":"1970-01-01T00:00:02Z","data":"x","traceparent":"t"}]}`, "AppendEvents", &sessionv1.AppendEventsRequest{}, `id:"s1" events:{id:"e1" type:"input:text" source:"p" subject:"f" time:{seconds:2} data:{string_value:"x"} traceparent:"t"}`},
 	{"GET /v1/sessions/s1/events", ``, "ListEvents", &sessionv1.ListEventsRequest{}, `id:"s1"`},

@@ -37,6 +37,7 @@ type Config struct {
 	Retention    time.Duration
 	LeaseTTL     time.Duration
 	Sweep        time.Duration
+	Census       time.Duration
 
 	EventData    int
 	SessionData  int
@@ -83,6 +84,7 @@ func (c *Config) StoreFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.Retention, "retention", time.Hour, "how long an ended or expired session stays readable")
 	fs.DurationVar(&c.LeaseTTL, "lease-ttl", 6*time.Second, "how long a feed consumer that has vanished keeps its shards")
 	fs.DurationVar(&c.Sweep, "sweep-interval", 250*time.Millisecond, "time between two sweeps for due sessions")
+	fs.DurationVar(&c.Census, "census-interval", time.Minute, "time between two counts of sessions by phase, for the metrics; 0 for none")
 	fs.IntVar(&c.EventData, "event-data-limit", 64<<10, "most bytes of an event's data")
 	fs.IntVar(&c.SessionData, "session-data-limit", 256<<10, "most bytes of a session's data")
 	fs.IntVar(&c.MaxLabels, "max-labels", 64, "most labels of a session")
@@ -159,6 +161,7 @@ func (c *Config) ValidateStore() error {
 		{"sweep-interval", c.Sweep, 10 * time.Millisecond},
 		{"heartbeat", c.Heartbeat, 100 * time.Millisecond},
 		{"poll-after", c.PollInterval, 0},
+		{"census-interval", c.Census, 0},
 	} {
 		if d.got < d.low {
 			bad(d.flag, d.got, "at least "+d.low.String())

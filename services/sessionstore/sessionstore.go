@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -81,8 +82,38 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 // Ready returns why the store cannot do its work, nil when it can.
 func (s *Service) Ready(ctx context.Context) error { return s.store.Status(ctx).Err }
 
-// Run sweeps and keeps the health service up to date until ctx ends.
+// Run sweeps, counts, and keeps the health service up to date until ctx ends.
 func (s *Service) Run(ctx context.Context, hs *health.Server) error {
+	var counting sync.WaitGroup
+	defer counting.Wait()
+	counting.Go(func() { s.count(ctx) })
+	return s.sweep(ctx, hs)
+}
+
+// count takes a census now and then, for the metrics.
+func (s *Service) count(ctx context.Context) {
+	if s.cfg.Census <= 0 {
+		return
+	}
+	tick := time.NewTicker(s.cfg.Census)
+	defer tick.Stop()
+	for {
+		c, err := s.store.Census(ctx)
+		switch {
+		case err == nil:
+			s.metrics.Counted(c)
+		case ctx.Err() == nil:
+			s.tel.Log.DebugContext(ctx, "census failed", slog.Any("error", err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Service) sweep(ctx context.Context, hs *health.Server) error {
 	sweep := time.NewTicker(s.cfg.Sweep)
 	defer sweep.Stop()
 	failures := 0

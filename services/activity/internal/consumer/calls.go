@@ -34,7 +34,7 @@ func (c *Consumer) report(ctx context.Context, b tracker.Batch) {
 	results, err := c.extend(ctx, b.Items)
 	now := c.nowMillis()
 	c.tracker.Applied(b.Items, results, now)
-	c.metrics.answered(ctx, results)
+	c.metrics.answered(ctx, b.Items, results)
 	if err == nil {
 		c.reports.succeeded()
 		return
@@ -64,7 +64,7 @@ func (c *Consumer) extend(ctx context.Context, items []tracker.Item) ([]tracker.
 	req := &sessionv1.BatchExtendTTLRequest{Items: make([]*sessionv1.ExtendTTLRequest, 0, len(items))}
 	for _, it := range items {
 		req.Items = append(req.Items, &sessionv1.ExtendTTLRequest{
-			Id: it.SessionID, ActivityTime: timestamp(it.Time), ActivityKind: it.Kind, EventId: it.EventID,
+			Id: it.SessionID, ActivityTime: timestamp(it.Time), ActivityKind: it.Kind, EventId: it.EventID, Counts: it.Counts,
 		})
 	}
 	c.metrics.calls.Add(ctx, 1)

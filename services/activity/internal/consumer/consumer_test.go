@@ -148,7 +148,7 @@ func TestAnswersPerItem(t *testing.T) {
 	if seen["flaky"] != 4 || seen["fine"] != 1 || seen["refused"] != 1 || seen["unknown"] != 1 {
 		t.Errorf("asked %v", seen)
 	}
-	if _, ok := r.tracker.Lookup("unknown"); ok {
+	if r.tracker.Tracked("unknown") {
 		t.Error("a session that is not there is still tracked")
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/activity/internal/explain"
 	"github.com/livinguniverse/stoker/services/activity/internal/policy"
 	"github.com/livinguniverse/stoker/services/activity/internal/tracker"
 )
@@ -247,7 +246,7 @@ func start(t *testing.T, store *fakeStore, change ...func(*Config, *tracker.Conf
 	}
 	tcfg := tracker.Config{
 		Rules: rules, Flush: 100 * time.Millisecond, RetryDelay: 5 * time.Millisecond, MaxTracked: 1000,
-		ForgetAfter: time.Hour, Decisions: explain.NewLog(100),
+		ForgetAfter: time.Hour,
 	}
 	for _, c := range change {
 		c(&cfg, &tcfg)

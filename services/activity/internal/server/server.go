@@ -3,6 +3,8 @@ package server
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -10,7 +12,7 @@ import (
 
 	activityv1 "github.com/livinguniverse/stoker/proto/gen/stoker/activity/v1"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/activity/internal/explain"
+	"github.com/livinguniverse/stoker/services/activity/internal/policy"
 	"github.com/livinguniverse/stoker/services/activity/internal/tracker"
 )
 
@@ -25,33 +27,90 @@ const (
 type Server struct {
 	activityv1.UnimplementedActivityServiceServer
 
-	store     sessionv1.StorageServiceClient
-	tracker   *tracker.Tracker
-	decisions *explain.Log
-	now       func() time.Time
+	store   sessionv1.StorageServiceClient
+	tracker *tracker.Tracker
+	rules   *policy.Interner
+	now     func() time.Time
 }
 
-// New returns a server over what the tracker knows.
-func New(store sessionv1.StorageServiceClient, tr *tracker.Tracker, decisions *explain.Log, now func() time.Time) *Server {
-	return &Server{store: store, tracker: tr, decisions: decisions, now: now}
+// New returns a server over the store and what the tracker knows. rules are
+// those of sessions whose policy has none.
+func New(store sessionv1.StorageServiceClient, tr *tracker.Tracker, rules *policy.Rules, now func() time.Time) *Server {
+	return &Server{store: store, tracker: tr, rules: policy.NewInterner(rules), now: now}
 }
 
-// GetActivity implements ActivityService. The store is asked about a session
-// that is not tracked, and its errors are passed on.
+// GetActivity implements ActivityService. What is kept is with the session, so
+// that every replica answers the same; added to it is the activity that waits
+// here for its report, and why the latest events that do not count do not. The
+// store's errors are passed on.
 func (s *Server) GetActivity(ctx context.Context, req *activityv1.GetActivityRequest) (*activityv1.Activity, error) {
-	v, tracked := s.tracker.Lookup(req.GetId())
+	kept, err := s.store.ExplainTTL(ctx, &sessionv1.ExplainTTLRequest{Id: req.GetId()})
+	if err != nil {
+		return nil, err
+	}
+	latest, err := s.store.ListEvents(ctx, &sessionv1.ListEventsRequest{Id: req.GetId()})
+	if err != nil {
+		return nil, err
+	}
 	out := &activityv1.Activity{
-		SessionId: req.GetId(), LastActivityTime: timestamp(v.Last), LastActivityKind: v.Kind, Counts: v.Counts,
+		SessionId: req.GetId(), Ttl: kept.GetTtl(), LastActivityTime: kept.GetTtl().GetLastActivityTime(),
+		LastActivityKind: kept.GetLastActivityKind(), Counts: kept.GetCounts(),
 	}
-	if !tracked {
-		sess, err := s.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: req.GetId()})
-		if err != nil {
-			return nil, err
+	if v, ok := s.tracker.Waiting(req.GetId()); ok {
+		out.Counts = sum(out.GetCounts(), v.Counts)
+		if at := timestamp(v.Last); at.AsTime().After(out.GetLastActivityTime().AsTime()) {
+			out.LastActivityTime, out.LastActivityKind = at, v.Kind
 		}
-		out.LastActivityTime = sess.GetLastActivityTime()
 	}
-	out.Decisions = decisions(s.decisions.Last(req.GetId()))
+	rules := s.rules.Terms(kept.GetTtl().GetPolicy()).Rules
+	out.Decisions = merge(kept.GetDecisions(), notReported(latest.GetEvents(), rules))
 	return out, nil
+}
+
+func sum(a, b map[string]int64) map[string]int64 {
+	out := make(map[string]int64, len(a)+len(b))
+	maps.Copy(out, a)
+	for k, n := range b {
+		out[k] += n
+	}
+	return out
+}
+
+// merge puts decisions in order, the latest first.
+func merge(a, b []*sessionv1.Decision) []*sessionv1.Decision {
+	out := slices.Concat(a, b)
+	slices.SortStableFunc(out, func(a, b *sessionv1.Decision) int {
+		return b.GetTime().AsTime().Compare(a.GetTime().AsTime())
+	})
+	return out
+}
+
+// notReported explains events that do not count, once for each type.
+func notReported(events []*sessionv1.Event, rules *policy.Rules) []*sessionv1.Decision {
+	var out []*sessionv1.Decision
+	byReason := map[string]*sessionv1.Decision{}
+	for _, e := range slices.Backward(events) {
+		_, verdict := rules.Match(e.GetType(), e.GetOrigin())
+		reason := ""
+		switch verdict {
+		case policy.Automated:
+			reason = "not reported: " + e.GetType() + " is automated by the activity rules"
+		case policy.System:
+			reason = "not reported: " + e.GetType() + " came from an internal service"
+		case policy.Unmatched:
+			reason = "not reported: no activity rule matches " + e.GetType()
+		case policy.Counts, policy.Lifecycle:
+			continue
+		}
+		if d := byReason[reason]; d != nil {
+			d.Coalesced++
+			continue
+		}
+		d := &sessionv1.Decision{Time: e.GetTime(), ActivityTime: e.GetTime(), EventId: e.GetId(), Reason: reason, Coalesced: 1}
+		byReason[reason] = d
+		out = append(out, d)
+	}
+	return out
 }
 
 // ListInactiveSessions implements ActivityService. It reads on from a page of
@@ -92,17 +151,6 @@ func inactive(sessions []*sessionv1.Session, now time.Time, threshold time.Durat
 			SessionId: sess.GetId(), User: sess.GetUser(), Project: sess.GetProject(),
 			LastActivityTime: sess.GetLastActivityTime(), ExpireTime: sess.GetExpireTime(),
 			InactiveFor: durationpb.New(idle.Truncate(time.Millisecond)),
-		})
-	}
-	return out
-}
-
-func decisions(from []explain.Decision) []*activityv1.Decision {
-	out := make([]*activityv1.Decision, 0, len(from))
-	for _, d := range from {
-		out = append(out, &activityv1.Decision{
-			Time: timestamp(d.Time), ActivityTime: timestamp(d.Activity), ActivityKind: d.Kind, EventId: d.EventID,
-			Outcome: d.Outcome, Reason: d.Reason, Coalesced: d.Coalesced,
 		})
 	}
 	return out

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,7 +15,6 @@ import (
 
 	activityv1 "github.com/livinguniverse/stoker/proto/gen/stoker/activity/v1"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/activity/internal/explain"
 	"github.com/livinguniverse/stoker/services/activity/internal/policy"
 	"github.com/livinguniverse/stoker/services/activity/internal/tracker"
 )
@@ -23,12 +23,17 @@ import (
 type fakeStore struct {
 	sessionv1.StorageServiceClient
 
-	GetFn  func(id string) (*sessionv1.Session, error)
-	ListFn func(req *sessionv1.ListSessionsRequest) (*sessionv1.ListSessionsResponse, error)
+	ExplainFn func(id string) (*sessionv1.TTLExplanation, error)
+	EventsFn  func(id string) (*sessionv1.ListEventsResponse, error)
+	ListFn    func(req *sessionv1.ListSessionsRequest) (*sessionv1.ListSessionsResponse, error)
 }
 
-func (f fakeStore) GetSession(_ context.Context, r *sessionv1.GetSessionRequest, _ ...grpc.CallOption) (*sessionv1.Session, error) {
-	return f.GetFn(r.GetId())
+func (f fakeStore) ExplainTTL(_ context.Context, r *sessionv1.ExplainTTLRequest, _ ...grpc.CallOption) (*sessionv1.TTLExplanation, error) {
+	return f.ExplainFn(r.GetId())
+}
+
+func (f fakeStore) ListEvents(_ context.Context, r *sessionv1.ListEventsRequest, _ ...grpc.CallOption) (*sessionv1.ListEventsResponse, error) {
+	return f.EventsFn(r.GetId())
 }
 
 func (f fakeStore) ListSessions(_ context.Context, r *sessionv1.ListSessionsRequest, _ ...grpc.CallOption) (*sessionv1.ListSessionsResponse, error) {
@@ -37,19 +42,65 @@ func (f fakeStore) ListSessions(_ context.Context, r *sessionv1.ListSessionsRequ
 
 var now = time.UnixMilli(1_700_000_000_000).UTC()
 
-func newServer(t *testing.T, store fakeStore) (*Server, *tracker.Tracker, *explain.Log) {
+func newServer(t *testing.T, store fakeStore) (*Server, *tracker.Tracker) {
 	t.Helper()
 	rules, err := policy.Compile(policy.DefaultRules())
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := explain.NewLog(10)
-	tr := tracker.New(tracker.Config{Rules: rules, Flush: time.Second, RetryDelay: time.Second, MaxTracked: 10, ForgetAfter: time.Hour, Decisions: log})
-	return New(store, tr, log, func() time.Time { return now }), tr, log
+	tr := tracker.New(tracker.Config{Rules: rules, Flush: time.Second, RetryDelay: time.Second, MaxTracked: 10, ForgetAfter: time.Hour})
+	return New(store, tr, rules, func() time.Time { return now }), tr
 }
 
-func TestGetActivityOfATrackedSession(t *testing.T) {
-	s, tr, _ := newServer(t, fakeStore{})
+// kept is what the store says of a session.
+func kept(string) (*sessionv1.TTLExplanation, error) {
+	return &sessionv1.TTLExplanation{
+		Ttl:              &sessionv1.TTL{LastActivityTime: timestamppb.New(now.Add(-time.Minute)), Policy: &sessionv1.TTLPolicy{}},
+		LastActivityKind: "chat", Counts: map[string]int64{"chat": 3},
+		Decisions: []*sessionv1.Decision{
+			{Time: timestamppb.New(now.Add(-time.Minute)), Reason: "the later"}, {Time: timestamppb.New(now.Add(-time.Hour)), Reason: "the earlier"},
+		},
+	}, nil
+}
+
+func events(types ...string) func(string) (*sessionv1.ListEventsResponse, error) {
+	return func(string) (*sessionv1.ListEventsResponse, error) {
+		out := &sessionv1.ListEventsResponse{}
+		for i, typ := range types {
+			out.Events = append(out.Events, &sessionv1.Event{
+				Id: fmt.Sprint("e", i), Type: typ, Origin: sessionv1.Event_USER, Time: timestamppb.New(now.Add(time.Duration(i-len(types)) * 20 * time.Minute)),
+			})
+		}
+		return out, nil
+	}
+}
+
+// TestGetActivityIsTheSameOnEveryReplica: what it tells is kept with the
+// session, and so is why events do not count.
+func TestGetActivityIsTheSameOnEveryReplica(t *testing.T) {
+	s, _ := newServer(t, fakeStore{ExplainFn: kept, EventsFn: events("registry:updated", "input:text", "registry:updated", "session:expiring", "file:changed")})
+	got, err := s.GetActivity(t.Context(), &activityv1.GetActivityRequest{Id: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !got.GetLastActivityTime().AsTime().Equal(now.Add(-time.Minute)) || got.GetLastActivityKind() != "chat" || got.GetCounts()["chat"] != 3 || got.GetTtl() == nil {
+		t.Errorf("got %v", got)
+	}
+	var reasons []string
+	for _, d := range got.GetDecisions() {
+		reasons = append(reasons, fmt.Sprintf("%s x%d", d.GetReason(), d.GetCoalesced()))
+	}
+	want := []string{
+		"the later x0", "not reported: file:changed is automated by the activity rules x1", "the earlier x0",
+		"not reported: registry:updated is automated by the activity rules x2",
+	}
+	if !slices.Equal(reasons, want) {
+		t.Errorf("got  %q\nwant %q", reasons, want)
+	}
+}
+
+func TestGetActivityAddsWhatWaitsHere(t *testing.T) {
+	s, tr := newServer(t, fakeStore{ExplainFn: kept, EventsFn: events()})
 	tr.Observe([]*sessionv1.FeedEntry{{
 		Cursor: "1-1", SessionId: "a", AppendTime: timestamppb.New(now),
 		Event: &sessionv1.Event{Id: "e1", Type: "input:text", Origin: sessionv1.Event_USER, Time: timestamppb.New(now)},
@@ -57,43 +108,30 @@ func TestGetActivityOfATrackedSession(t *testing.T) {
 	tr.Resolve([]tracker.Answer{{SessionID: tr.Unresolved(now.UnixMilli(), 1)[0], Session: &sessionv1.Session{
 		CreateTime: timestamppb.New(now.Add(-time.Hour)), ExpireTime: timestamppb.New(now.Add(time.Hour)),
 	}}}, now.UnixMilli())
-	items := tr.Due(now.UnixMilli(), 1, true).Items
-	tr.Applied(items, []tracker.Result{{Outcome: sessionv1.ExtendTTLResponse_NOT_NEEDED, Reason: "enough left"}}, now.UnixMilli())
-
 	got, err := s.GetActivity(t.Context(), &activityv1.GetActivityRequest{Id: "a"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !got.GetLastActivityTime().AsTime().Equal(now) || got.GetLastActivityKind() != "input" || got.GetCounts()["input"] != 1 {
+	if !got.GetLastActivityTime().AsTime().Equal(now) || got.GetLastActivityKind() != "input" || got.GetCounts()["input"] != 1 || got.GetCounts()["chat"] != 3 {
 		t.Errorf("got %v", got)
-	}
-	d := got.GetDecisions()
-	if len(d) != 1 || d[0].GetOutcome() != sessionv1.ExtendTTLResponse_NOT_NEEDED || d[0].GetReason() != "enough left" ||
-		d[0].GetEventId() != "e1" || d[0].GetActivityKind() != "input" || d[0].GetCoalesced() != 1 {
-		t.Errorf("decisions %v", d)
 	}
 }
 
-func TestGetActivityOfAnUntrackedSessionAsksTheStore(t *testing.T) {
-	s, _, log := newServer(t, fakeStore{GetFn: func(id string) (*sessionv1.Session, error) {
-		switch id {
-		case "known":
-			return &sessionv1.Session{Id: id, LastActivityTime: timestamppb.New(now)}, nil
-		case "bad":
-			return nil, status.Error(codes.InvalidArgument, "id: malformed")
-		default:
-			return nil, status.Error(codes.NotFound, "no such session")
-		}
-	}})
-	log.Add("known", explain.Decision{Reason: "before it was forgotten"})
-	got, err := s.GetActivity(t.Context(), &activityv1.GetActivityRequest{Id: "known"})
-	if err != nil || !got.GetLastActivityTime().AsTime().Equal(now) || got.GetLastActivityKind() != "" || len(got.GetDecisions()) != 1 {
-		t.Errorf("got %v %v", got, err)
+func TestGetActivityPassesTheStoresErrorsOn(t *testing.T) {
+	refuse := func(c codes.Code) func(string) (*sessionv1.TTLExplanation, error) {
+		return func(string) (*sessionv1.TTLExplanation, error) { return nil, status.Error(c, "id") }
 	}
-	for id, want := range map[string]codes.Code{"bad": codes.InvalidArgument, "unknown": codes.NotFound} {
-		if _, err := s.GetActivity(t.Context(), &activityv1.GetActivityRequest{Id: id}); status.Code(err) != want {
-			t.Errorf("%s: %v, want %s", id, err, want)
+	for _, want := range []codes.Code{codes.NotFound, codes.InvalidArgument, codes.Unavailable} {
+		s, _ := newServer(t, fakeStore{ExplainFn: refuse(want)})
+		if _, err := s.GetActivity(t.Context(), &activityv1.GetActivityRequest{Id: "a"}); status.Code(err) != want {
+			t.Errorf("got %v, want %v", err, want)
 		}
+	}
+	s, _ := newServer(t, fakeStore{ExplainFn: kept, EventsFn: func(string) (*sessionv1.ListEventsResponse, error) {
+		return nil, status.Error(codes.Unavailable, "no log")
+	}})
+	if _, err := s.GetActivity(t.Context(), &activityv1.GetActivityRequest{Id: "a"}); status.Code(err) != codes.Unavailable {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -125,7 +163,7 @@ func pages(sessions int, calls *int) fakeStore {
 
 func TestListInactiveSessionsPages(t *testing.T) {
 	calls := 0
-	s, _, _ := newServer(t, pages(100, &calls))
+	s, _ := newServer(t, pages(100, &calls))
 	seen := map[string]bool{}
 	token := ""
 	for range 100 {
@@ -153,7 +191,7 @@ func TestListInactiveSessionsPages(t *testing.T) {
 
 func TestListInactiveSessionsIsBounded(t *testing.T) {
 	calls := 0
-	s, _, _ := newServer(t, pages(10_000, &calls))
+	s, _ := newServer(t, pages(10_000, &calls))
 	got, err := s.ListInactiveSessions(t.Context(), &activityv1.ListInactiveSessionsRequest{Threshold: durationpb.New(24 * time.Hour), PageSize: 10})
 	if err != nil || len(got.GetSessions()) != 0 || got.GetNextPageToken() == "" || calls != maxStorePages {
 		t.Errorf("%d sessions, token %q, %d calls, %v", len(got.GetSessions()), got.GetNextPageToken(), calls, err)

@@ -36,7 +36,7 @@ func id(i int) string { return fmt.Sprintf("%029d", i) }
 func BenchmarkObserve(tb *testing.B) {
 	for _, sessions := range []int{1, 1000, 100_000, 1_000_000} {
 		tb.Run(fmt.Sprint(sessions, "sessions"), func(tb *testing.B) {
-			b := newBench(tb, func(c *Config) { c.MaxTracked = 1 << 21; c.Decisions = nil })
+			b := newBench(tb, func(c *Config) { c.MaxTracked = 1 << 21 })
 			fill(b, sessions)
 			const batch = 1000
 			entries := make([]*sessionv1.FeedEntry, batch)
@@ -88,10 +88,10 @@ func answersTo(items []Item) []Result {
 // BenchmarkMemory is not about time: it reports the bytes of a session that is
 // tracked, all included, and of one with activity that waits.
 func BenchmarkMemory(tb *testing.B) {
-	const sessions = 1 << 19
+	const sessions = 1_000_000
 	for tb.Loop() {
 		before := heapBytes()
-		b := newBench(tb, func(c *Config) { c.MaxTracked = 1 << 21; c.Decisions = nil })
+		b := newBench(tb, func(c *Config) { c.MaxTracked = 1 << 21 })
 		fill(b, sessions)
 		b.free = nil
 		idle := heapBytes()

@@ -2,7 +2,7 @@ package tracker
 
 import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/activity/internal/explain"
+	"github.com/livinguniverse/stoker/services/activity/internal/policy"
 )
 
 // Item is one report: the latest activity of a session, to be given to
@@ -13,8 +13,9 @@ type Item struct {
 	Time    int64
 	Kind    string
 	EventID string
-	// Coalesced is how many activities the report stands for.
-	Coalesced int64
+	// Counts are the activities by kind that the report stands for; nil for a
+	// single one of Kind.
+	Counts map[string]int64
 
 	s *session
 }
@@ -87,6 +88,11 @@ func (t *Tracker) launch(d *delivery, now int64) *delivery {
 	}
 	first := t.take(s, d.first)
 	first.latest, first.coalesced, first.links, first.linkCount = d.latest, d.coalesced, d.links, d.linkCount
+	first.counts, first.more = d.counts, d.more
+	d.counts, d.more = [inlineKinds]uint32{}, nil
+	if first.untally(d.late.kind) {
+		d.tally(d.late.kind, 1)
+	}
 	// It covers no entry for certain: the late ones lie between them.
 	first.to = s.done
 	d.latest, d.late, d.hasLate = d.late, activity{}, false
@@ -99,11 +105,22 @@ func (b *Batch) add(d *delivery) {
 	s := d.s
 	b.Items = append(b.Items, Item{
 		SessionID: s.id, Time: d.latest.time, Kind: s.terms.Rules.Kind(d.latest.kind), EventID: d.latest.eventID,
-		Coalesced: int64(d.coalesced), s: s,
+		Counts: d.byKind(s.terms.Rules), s: s,
 	})
 	for i := 0; i < d.linkCount && len(b.Links) < MaxLinks; i++ {
 		b.Links = append(b.Links, d.links[i])
 	}
+}
+
+// byKind spells the counts; nil where they are one activity of the latest's
+// kind, which needs no saying.
+func (d *delivery) byKind(r *policy.Rules) map[string]int64 {
+	if d.coalesced == 1 {
+		return nil
+	}
+	out := map[string]int64{}
+	d.eachKind(func(kind uint8, n uint32) { out[r.Kind(kind)] += int64(n) })
+	return out
 }
 
 // Applied takes the answers to items, one for each, in order. Items without an
@@ -125,9 +142,6 @@ func (t *Tracker) applied(it Item, r Result, now int64) {
 	if s.gone || s.flight == nil {
 		return
 	}
-	if !r.Retry {
-		t.explain(it, r, now)
-	}
 	d := s.flight
 	s.flight = nil
 	if r.Retry {
@@ -142,26 +156,11 @@ func (t *Tracker) applied(it Item, r Result, now int64) {
 	if !r.Rejected {
 		t.learn(s, it.Time, r, now)
 	}
-	s.noted = false
 	if int32(d.to-s.done) > 0 {
 		s.done = d.to
 	}
 	t.recycle(d)
 	t.rest(s, now)
-}
-
-// explain remembers an answer; of a session that is not there nobody can ask.
-func (t *Tracker) explain(it Item, r Result, now int64) {
-	switch {
-	case t.decisions == nil:
-	case r.Outcome == sessionv1.ExtendTTLResponse_NOT_FOUND:
-		t.decisions.Forget(it.SessionID)
-	default:
-		t.decisions.Add(it.SessionID, explain.Decision{
-			Time: now, Activity: it.Time, Kind: it.Kind, EventID: it.EventID,
-			Outcome: r.Outcome, Reason: r.Reason, Coalesced: it.Coalesced,
-		})
-	}
 }
 
 // learn updates a session by an answer.
@@ -222,6 +221,7 @@ func (t *Tracker) putBack(s *session, d *delivery, now int64) {
 		p.merge(d.latest, s.deadline)
 		p.first = min(p.first, d.first)
 		p.coalesced += d.coalesced
+		d.eachKind(p.tally)
 		for _, l := range d.links[:d.linkCount] {
 			p.link(l)
 		}

@@ -63,7 +63,7 @@ func TestConcurrentUse(t *testing.T) {
 				b.Applied(due.Items, answersTo(due.Items), now)
 				b.Acks(nil)
 				b.Stats()
-				b.Lookup("s1")
+				b.Waiting("s1")
 				b.Sweep(now, 1)
 			}
 		})

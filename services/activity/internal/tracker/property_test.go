@@ -9,7 +9,6 @@ import (
 	"pgregory.net/rapid"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/activity/internal/explain"
 	"github.com/livinguniverse/stoker/services/activity/internal/policy"
 )
 
@@ -35,6 +34,7 @@ type model struct {
 	over      map[string]bool
 	delivered map[string]int64 // the latest activity that the store has judged
 	accepted  map[string]int64 // and the latest that was not too late
+	reported  uint64           // activities that the store was told of
 	flights   [][]Item
 	asking    [][]string
 }
@@ -50,7 +50,7 @@ func newModel(t *rapid.T) *model {
 		t: t, now: base,
 		tr: New(Config{
 			Rules: rules, Flush: 100 * time.Millisecond, RetryDelay: 20 * time.Millisecond, ForgetAfter: time.Second,
-			MaxTracked: rapid.IntRange(1, modelSessions).Draw(t, "maxTracked"), Decisions: explain.NewLog(3),
+			MaxTracked: rapid.IntRange(1, modelSessions).Draw(t, "maxTracked"),
 		}),
 		deadlines: map[string]int64{}, over: map[string]bool{}, delivered: map[string]int64{}, accepted: map[string]int64{},
 		assigned: make([]bool, modelShards),
@@ -129,6 +129,12 @@ func (m *model) answer(t *rapid.T) {
 // extend is the store: BELOW_THRESHOLD with 200 ms, by 300 ms.
 func (m *model) extend(it Item) Result {
 	id, before := it.SessionID, m.deadlines[it.SessionID]
+	if it.Counts == nil {
+		m.reported++
+	}
+	for _, n := range it.Counts {
+		m.reported += uint64(n)
+	}
 	r := Result{Outcome: sessionv1.ExtendTTLResponse_NOT_NEEDED}
 	switch {
 	case m.over[id]:
@@ -271,6 +277,14 @@ func (m *model) settle() {
 		if f.acked != len(f.entries) {
 			m.t.Fatalf("shard %d: %d of %d entries acknowledged in the end", n, f.acked, len(f.entries))
 		}
+	}
+	// What comes again may count again, and nothing else may.
+	counted := m.tr.Stats().Redelivered
+	for _, n := range m.tr.Stats().Counted {
+		counted += n
+	}
+	if m.reported > counted {
+		m.t.Fatalf("reported %d activities, %d there were", m.reported, counted)
 	}
 	if s := m.tr.Stats(); s.Outstanding != 0 || s.Pending != 0 || m.tr.Busy() {
 		m.t.Fatalf("left in the end: %+v", s)

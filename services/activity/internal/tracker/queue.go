@@ -115,10 +115,17 @@ func (t *Tracker) Reset() {
 	clear(t.shards)
 	t.outstanding = 0
 	// What unresolved sessions held comes again, too.
+	t.dropped = map[shardPlace]struct{}{}
 	for _, s := range t.sessions {
-		if s.terms == nil {
-			t.forget(s)
+		if s.terms != nil {
+			continue
 		}
+		for _, h := range s.pending.held {
+			if !h.again {
+				t.dropped[shardPlace{s.shard, h.place}] = struct{}{}
+			}
+		}
+		t.forget(s)
 	}
 }
 

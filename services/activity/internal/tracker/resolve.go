@@ -78,10 +78,9 @@ func (t *Tracker) resolve(s *session, from *sessionv1.Session, now int64) {
 	s.deadline = millis(from.GetExpireTime())
 	s.capped = capped(from.GetExtensionCount(), p.GetMaxExtensions(), s.deadline, millis(from.GetCapTime()))
 	s.hold = 0
-	s.last = millis(from.GetLastActivityTime())
 	// At creation last_activity_time is no activity that was judged.
-	if s.last > millis(from.GetCreateTime()) {
-		s.delivered = s.last
+	if last := millis(from.GetLastActivityTime()); last > millis(from.GetCreateTime()) {
+		s.delivered = last
 	}
 	d := s.pending
 	s.pending = nil
@@ -121,7 +120,6 @@ func (t *Tracker) forget(s *session) {
 	}
 	t.unlink(s)
 	delete(t.sessions, s.id)
-	delete(t.kinds, s)
 	if s.pending != nil {
 		t.unschedule(s.pending)
 		t.recycle(s.pending)

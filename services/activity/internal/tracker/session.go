@@ -4,7 +4,7 @@ import (
 	"github.com/livinguniverse/stoker/services/activity/internal/policy"
 )
 
-// inlineKinds is how many kinds a session counts without a table of its own.
+// inlineKinds is how many kinds a delivery counts without a table of its own.
 const inlineKinds = 8
 
 // session is what is known of one session. There may be a million of them, so
@@ -19,28 +19,22 @@ type session struct {
 	hold      int64 // see policy.State; when to ask again, while unresolved
 	touched   int64 // when it was last seen in the feed
 	delivered int64 // latest activity that the store has judged
-	last      int64 // latest counted activity
 
 	pending *delivery // to be reported, or held while unresolved
 	flight  *delivery // reported, without an answer yet
 
 	prev, next *session // of the list it is in
 
-	counts [inlineKinds]uint32
-
 	shard int32
 	// seq is the number of the latest entry that waits for an answer; all up
 	// to done have theirs. They wrap around.
 	seq, done uint32
 
-	lastKind uint8
-	in       listName
+	in listName
 	// capped: no further extension is possible.
 	capped bool
 	// gone: forgotten; entries and answers that still refer to it are void.
 	gone bool
-	// noted: an event that does not count was explained since the last answer.
-	noted bool
 	// orphan: its shard is read by somebody else now.
 	orphan bool
 }
@@ -88,10 +82,53 @@ type delivery struct {
 	index      int // in the heap
 	where      queueName
 
+	// counts are the activities by kind; more are those of further kinds.
+	counts [inlineKinds]uint32
+	more   map[uint8]uint32
+
 	links     [maxLinks]Link
 	linkCount int
 
 	held []heldEvent
+}
+
+// tally counts activities of a kind.
+func (d *delivery) tally(kind uint8, n uint32) {
+	if kind < inlineKinds {
+		d.counts[kind] += n
+		return
+	}
+	if d.more == nil {
+		d.more = map[uint8]uint32{}
+	}
+	d.more[kind] += n
+}
+
+// untally takes one activity of a kind back; false when there is none.
+func (d *delivery) untally(kind uint8) bool {
+	switch {
+	case kind < inlineKinds && d.counts[kind] > 0:
+		d.counts[kind]--
+	case d.more[kind] > 1:
+		d.more[kind]--
+	case d.more[kind] == 1:
+		delete(d.more, kind)
+	default:
+		return false
+	}
+	return true
+}
+
+// eachKind calls fn for every kind that was counted.
+func (d *delivery) eachKind(fn func(kind uint8, n uint32)) {
+	for kind, n := range d.counts {
+		if n > 0 {
+			fn(uint8(kind), n)
+		}
+	}
+	for kind, n := range d.more {
+		fn(kind, n)
+	}
 }
 
 // merge adds an activity.

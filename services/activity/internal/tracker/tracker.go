@@ -8,7 +8,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/activity/internal/explain"
 	"github.com/livinguniverse/stoker/services/activity/internal/policy"
 )
 
@@ -26,8 +25,6 @@ type Config struct {
 	MaxTracked int
 	// ForgetAfter is how long a session with nothing to report is kept.
 	ForgetAfter time.Duration
-	// Decisions receives what was decided; it must not call back.
-	Decisions *explain.Log
 }
 
 // pastDeadline is how long a session is kept past its deadline: late activity
@@ -39,14 +36,13 @@ type Tracker struct {
 	flush, retry, forgetAfter int64
 	maxTracked                int
 	interner                  *policy.Interner
-	decisions                 *explain.Log
 
 	mu       sync.Mutex
 	sessions map[string]*session
-	// kinds holds the counts of kinds beyond a session's inline ones.
-	kinds    map[*session]map[uint8]uint32
 	shards   map[int32]*shardQueue
 	seen     map[int32]place
+	// dropped are entries that the latest Reset dropped before they were judged.
+	dropped  map[shardPlace]struct{}
 	assigned map[int32]bool
 
 	outstanding int
@@ -65,9 +61,7 @@ func New(cfg Config) *Tracker {
 		flush: cfg.Flush.Milliseconds(), retry: cfg.RetryDelay.Milliseconds(), forgetAfter: cfg.ForgetAfter.Milliseconds(),
 		maxTracked: cfg.MaxTracked,
 		interner:   policy.NewInterner(cfg.Rules),
-		decisions:  cfg.Decisions,
 		sessions:   map[string]*session{},
-		kinds:      map[*session]map[uint8]uint32{},
 		shards:     map[int32]*shardQueue{},
 		seen:       map[int32]place{},
 		assigned:   map[int32]bool{},
@@ -99,7 +93,7 @@ func (t *Tracker) observe(e *sessionv1.FeedEntry, now int64) {
 	if at.time == 0 {
 		at.time = at.appended
 	}
-	at.again = t.seenBefore(e)
+	at.place, at.again = t.seenBefore(e)
 
 	s := t.sessions[e.GetSessionId()]
 	var seq uint32
@@ -138,18 +132,22 @@ func (t *Tracker) observe(e *sessionv1.FeedEntry, now int64) {
 }
 
 // seenBefore says whether an entry was observed before: its shard's entries
-// come in order, so whatever is not after the last one comes again.
-func (t *Tracker) seenBefore(e *sessionv1.FeedEntry) bool {
+// come in order, so whatever is not after the last one comes again. What was
+// dropped before it was judged is as good as never seen.
+func (t *Tracker) seenBefore(e *sessionv1.FeedEntry) (p place, again bool) {
 	p, ok := parsePlace(e.GetCursor())
 	if !ok {
-		return false
+		return p, false
 	}
 	if last := t.seen[e.GetShard()]; !p.after(last) {
 		t.stats.Redelivered++
-		return true
+		at := shardPlace{e.GetShard(), p}
+		_, dropped := t.dropped[at]
+		delete(t.dropped, at)
+		return p, !dropped
 	}
 	t.seen[e.GetShard()] = p
-	return false
+	return p, false
 }
 
 // sighting is an event with what the feed says about it.
@@ -157,7 +155,14 @@ type sighting struct {
 	event    *sessionv1.Event
 	time     int64
 	appended int64
+	place    place
 	again    bool
+}
+
+// shardPlace is an entry's place in the feed.
+type shardPlace struct {
+	shard int32
+	place place
 }
 
 // heldEvent waits for its session to be resolved.
@@ -177,18 +182,11 @@ func (t *Tracker) count(s *session, at sighting, seq uint32, now int64) (uint32,
 		if !at.again {
 			t.stats.Ignored++
 		}
-		t.note(s, at, d.Verdict, now)
 		return 0, false
 	}
-	if !at.again {
-		t.tally(s, d.Kind)
-	}
-	if at.time >= s.last {
-		s.last, s.lastKind = at.time, d.Kind
-	}
-	// What is not later than an activity that the store has judged cannot
-	// change anything there, except under EVERY_ACTIVITY.
-	if at.time <= s.delivered && (at.again || s.terms.Strategy != sessionv1.TTLPolicy_EVERY_ACTIVITY) {
+	// What comes again and is not later than an activity that the store has
+	// judged has nothing left to tell.
+	if at.again && at.time <= s.delivered {
 		return 0, false
 	}
 	if seq == 0 {
@@ -209,6 +207,10 @@ func (t *Tracker) count(s *session, at sighting, seq uint32, now int64) (uint32,
 	p.merge(activity{time: at.time, eventID: at.event.GetId(), kind: d.Kind}, s.deadline)
 	p.coalesced++
 	p.to = seq
+	if !at.again {
+		t.stats.Counted[s.terms.Rules.Label(d.Kind)]++
+		p.tally(d.Kind, 1)
+	}
 	if tp := at.event.GetTraceparent(); tp != "" {
 		p.link(parseLink(tp))
 	}
@@ -218,43 +220,11 @@ func (t *Tracker) count(s *session, at sighting, seq uint32, now int64) (uint32,
 	return seq, true
 }
 
-func (t *Tracker) tally(s *session, kind uint8) {
-	t.stats.Counted[s.terms.Rules.Label(kind)]++
-	if kind < inlineKinds {
-		s.counts[kind]++
-		return
-	}
-	more := t.kinds[s]
-	if more == nil {
-		more = map[uint8]uint32{}
-		t.kinds[s] = more
-	}
-	more[kind]++
-}
-
-// note explains once, between two answers, that an event did not count.
-func (t *Tracker) note(s *session, at sighting, v policy.Verdict, now int64) {
-	if s.noted || t.decisions == nil {
-		return
-	}
-	s.noted = true
-	reason := "not asked: no activity rule matches " + at.event.GetType()
-	switch v {
-	case policy.Automated:
-		reason = "not asked: " + at.event.GetType() + " is automated by the activity rules"
-	case policy.System:
-		reason = "not asked: " + at.event.GetType() + " came from an internal service"
-	case policy.Counts, policy.Unmatched, policy.Lifecycle:
-	}
-	t.decisions.Add(s.id, explain.Decision{Time: now, Activity: at.time, EventID: at.event.GetId(), Reason: reason, Coalesced: 1})
-}
-
 type lifecycleKind uint8
 
 const (
 	notLifecycle lifecycleKind = iota
 	over
-	deleted
 	extended
 	otherLifecycle
 )
@@ -267,10 +237,8 @@ func lifecycle(eventType string) lifecycleKind {
 	switch eventType {
 	case policy.TypeSubscribe:
 		return notLifecycle
-	case policy.TypeEnded, policy.TypeExpired:
+	case policy.TypeEnded, policy.TypeExpired, policy.TypeDeleted:
 		return over
-	case policy.TypeDeleted:
-		return deleted
 	case policy.TypeExtended:
 		return extended
 	default:
@@ -279,14 +247,11 @@ func lifecycle(eventType string) lifecycleKind {
 }
 
 func (t *Tracker) lifecycle(s *session, e *sessionv1.FeedEntry, kind lifecycleKind) {
-	if kind == deleted && t.decisions != nil {
-		t.decisions.Forget(e.GetSessionId())
-	}
 	if s == nil {
 		return
 	}
 	switch kind {
-	case over, deleted:
+	case over:
 		t.forget(s)
 	case extended:
 		if s.terms != nil {

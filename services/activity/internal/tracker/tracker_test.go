@@ -10,7 +10,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/activity/internal/explain"
 	"github.com/livinguniverse/stoker/services/activity/internal/policy"
 )
 
@@ -37,7 +36,7 @@ func newBench(tb testing.TB, change ...func(*Config)) *bench {
 	}
 	cfg := Config{
 		Rules: rules, Flush: flush * time.Millisecond, RetryDelay: time.Second, MaxTracked: 1000,
-		ForgetAfter: 30 * time.Minute, Decisions: explain.NewLog(100),
+		ForgetAfter: 30 * time.Minute,
 	}
 	for _, c := range change {
 		c(&cfg)
@@ -120,12 +119,13 @@ func (b *bench) acked(want string) {
 func TestCoalescesAHundredEventsASecond(t *testing.T) {
 	b := newBench(t)
 	b.live("s")
-	calls := 0
+	calls, counted := 0, int64(0)
 	var lastItem, lastSent int64
 	step := func() {
 		for _, it := range b.Due(b.now, 1000, false).Items {
 			calls++
 			lastItem = it.Time
+			counted += it.Counts["input"]
 			b.Applied([]Item{it}, []Result{answer(sessionv1.ExtendTTLResponse_NOT_NEEDED, base+24*hour, 0)}, b.now)
 		}
 	}
@@ -146,8 +146,11 @@ func TestCoalescesAHundredEventsASecond(t *testing.T) {
 	if b.Busy() {
 		t.Error("still busy")
 	}
-	if v, ok := b.Lookup("s"); !ok || v.Counts["input"] != 4000 || v.Kind != "input" || v.Last != lastSent {
-		t.Errorf("view %+v", v)
+	if counted != 4000 {
+		t.Errorf("the reports stand for %d activities, want 4000", counted)
+	}
+	if v, ok := b.Waiting("s"); ok {
+		t.Errorf("waiting %+v", v)
 	}
 }
 
@@ -278,7 +281,7 @@ func TestFailedReportIsRetriedWithWhatCameMeanwhile(t *testing.T) {
 	}
 	b.now += 1000
 	again := b.due(1)
-	if again[0].Time != last.GetEvent().GetTime().AsTime().UnixMilli() || again[0].Kind != "chat" || again[0].Coalesced != 2 {
+	if again[0].Time != last.GetEvent().GetTime().AsTime().UnixMilli() || again[0].Kind != "chat" || fmt.Sprint(again[0].Counts) != "map[chat:1 input:1]" {
 		t.Errorf("retried %+v, want the later activity, too", again[0])
 	}
 	b.acked("")
@@ -306,14 +309,14 @@ func TestActivityAcrossTheDeadlineIsReportedInTwo(t *testing.T) {
 	b.Applied(it, []Result{{Retry: true}}, b.now)
 	b.now += 1000
 	early := b.due(1)
-	if early[0].Time != deadline-1000 {
-		t.Fatalf("reported %d ms from the deadline, want the last one before it", early[0].Time-deadline)
+	if early[0].Time != deadline-1000 || early[0].Counts["input"] != 2 {
+		t.Fatalf("reported %+v, %d ms from the deadline, want the two before it", early[0], early[0].Time-deadline)
 	}
 	b.Applied(early, []Result{answer(sessionv1.ExtendTTLResponse_EXTENDED, deadline+6*hour, 1)}, b.now)
 	b.acked("")
 	b.now += flush
 	second := b.due(1)
-	if second[0].Time != deadline+1000 {
+	if second[0].Time != deadline+1000 || second[0].Counts != nil {
 		t.Fatalf("then reported %+v", second[0])
 	}
 	b.Applied(second, []Result{answer(sessionv1.ExtendTTLResponse_NOT_NEEDED, deadline+6*hour, 1)}, b.now)
@@ -347,7 +350,53 @@ func TestOlderActivityMeanwhileDoesNotReplaceAFailedReport(t *testing.T) {
 	b.Observe([]*sessionv1.FeedEntry{e}, b.now)
 	b.Applied(it, []Result{{Retry: true}}, b.now)
 	b.now += 1000
-	if again := b.due(1); again[0].Time != it[0].Time || again[0].Kind != "input" || again[0].Coalesced != 2 {
+	if again := b.due(1); again[0].Time != it[0].Time || again[0].Kind != "input" || fmt.Sprint(again[0].Counts) != "map[chat:1 input:1]" {
 		t.Errorf("retried %+v, want the later activity", again)
+	}
+}
+
+func TestWaitingTellsWhatTheStoreDoesNotKnow(t *testing.T) {
+	b := newBench(t)
+	b.live("s")
+	b.send("s", "input:text")
+	b.now += flush
+	it := b.due(1)
+	last := b.send("s", "chat:send")
+	v, ok := b.Waiting("s")
+	if !ok || v.Kind != "chat" || v.Last != last.GetEvent().GetTime().AsTime().UnixMilli() || fmt.Sprint(v.Counts) != "map[chat:1 input:1]" {
+		t.Errorf("waiting %+v", v)
+	}
+	b.Applied(it, []Result{answer(sessionv1.ExtendTTLResponse_NOT_NEEDED, base+24*hour, 0)}, b.now)
+	if v, ok := b.Waiting("s"); !ok || fmt.Sprint(v.Counts) != "map[chat:1]" {
+		t.Errorf("then %+v", v)
+	}
+	if _, ok := b.Waiting("nobody"); ok {
+		t.Error("something waits for a session that is not tracked")
+	}
+}
+
+// More kinds than a delivery counts inline are counted all the same.
+func TestCountsEveryKind(t *testing.T) {
+	b := newBench(t)
+	b.live("s", func(s *sessionv1.Session) {
+		s.TtlPolicy.ActivityRules = nil
+		for n := range 20 {
+			s.TtlPolicy.ActivityRules = append(s.TtlPolicy.ActivityRules, &sessionv1.ActivityRule{Pattern: fmt.Sprintf("a:%d", n), Kind: fmt.Sprint("k", n)})
+		}
+	})
+	for range 2 {
+		for n := range 20 {
+			b.send("s", fmt.Sprintf("a:%d", n))
+		}
+	}
+	b.now += flush
+	it := b.due(1)
+	if len(it[0].Counts) != 20 {
+		t.Fatalf("counts %v", it[0].Counts)
+	}
+	for kind, n := range it[0].Counts {
+		if n != 2 {
+			t.Errorf("%s: %d, want 2", kind, n)
+		}
 	}
 }

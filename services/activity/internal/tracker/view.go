@@ -15,6 +15,14 @@ type Stats struct {
 	Tracked     int
 	Pending     int
 	Outstanding int
+	// Shards are those read here.
+	Shards []ShardStats
+}
+
+// ShardStats are the sizes of a shard.
+type ShardStats struct {
+	Shard       int32
+	Outstanding int
 	// OldestAppend is when the oldest outstanding entry was appended; 0 when
 	// there is none.
 	OldestAppend int64
@@ -28,14 +36,15 @@ func (t *Tracker) Stats() Stats {
 	s.Counted = append([]uint64(nil), s.Counted...)
 	s.Tracked = len(t.sessions)
 	s.Pending = len(t.sessions) - t.idle.size
-	for _, q := range t.shards {
-		t.outstanding -= q.advance()
-		if q.len() == 0 {
-			continue
+	for shard := range t.assigned {
+		one := ShardStats{Shard: shard}
+		if q := t.shards[shard]; q != nil {
+			t.outstanding -= q.advance()
+			if one.Outstanding = q.len(); one.Outstanding > 0 {
+				one.OldestAppend = q.entries[q.head].appended
+			}
 		}
-		if at := q.entries[q.head].appended; s.OldestAppend == 0 || at < s.OldestAppend {
-			s.OldestAppend = at
-		}
+		s.Shards = append(s.Shards, one)
 	}
 	s.Outstanding = t.outstanding
 	return s
@@ -79,36 +88,48 @@ func (t *Tracker) Sweep(now int64, most int) (done bool) {
 	return t.sweepAt == nil
 }
 
-// View is what is known of a session's activity.
+// View is what is known of a session's activity that the store has not
+// answered for.
 type View struct {
-	// Last is the time of the latest counted activity, or the creation; Kind
-	// is empty when none was seen here.
+	// Last is the time of the latest; Kind is its kind.
 	Last int64
 	Kind string
-	// Counts are the counted activities by kind.
+	// Counts are the activities by kind.
 	Counts map[string]int64
 }
 
-// Lookup returns what is known of a session; ok is false when it is not
-// tracked, or not resolved yet.
-func (t *Tracker) Lookup(id string) (v View, ok bool) {
+// Waiting returns the activity of a session that the store does not know of
+// yet; ok is false when there is none here.
+func (t *Tracker) Waiting(id string) (v View, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.sessions[id]
 	if s == nil || s.terms == nil {
 		return View{}, false
 	}
-	v = View{Last: s.last, Counts: map[string]int64{}}
-	for n, c := range s.counts {
-		if c > 0 {
-			v.Counts[s.terms.Rules.Kind(uint8(n))] = int64(c)
+	for _, d := range []*delivery{s.flight, s.pending} {
+		if d == nil {
+			continue
 		}
+		last := d.latest
+		if d.hasLate {
+			last = later(last, d.late)
+		}
+		if !ok || last.time >= v.Last {
+			v.Last, v.Kind = last.time, s.terms.Rules.Kind(last.kind)
+		}
+		if v.Counts == nil {
+			v.Counts = map[string]int64{}
+		}
+		d.eachKind(func(kind uint8, n uint32) { v.Counts[s.terms.Rules.Kind(kind)] += int64(n) })
+		ok = true
 	}
-	for n, c := range t.kinds[s] {
-		v.Counts[s.terms.Rules.Kind(n)] = int64(c)
-	}
-	if len(v.Counts) > 0 {
-		v.Kind = s.terms.Rules.Kind(s.lastKind)
-	}
-	return v, true
+	return v, ok
+}
+
+// Tracked says whether a session is tracked.
+func (t *Tracker) Tracked(id string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.sessions[id] != nil
 }

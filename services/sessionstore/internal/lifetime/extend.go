@@ -78,7 +78,7 @@ func Extend(t Terms, s State, activity int64, eventID string, now int64) (sessio
 			return sessionv1.ExtendTTLResponse_NOT_NEEDED, s
 		}
 	}
-	if s.Count >= t.Max || s.Expire >= t.Cap {
+	if s.Capped(t) {
 		return sessionv1.ExtendTTLResponse_CAPPED, s
 	}
 	s.Expire = min(s.Expire+t.Extension, t.Cap)
@@ -158,6 +158,9 @@ func Phase(t Terms, s State, now int64) sessionv1.Session_Phase {
 		return sessionv1.Session_IDLE
 	}
 }
+
+// Capped says that no further extension is possible.
+func (s State) Capped(t Terms) bool { return s.Count >= t.Max || s.Expire >= t.Cap }
 
 // TTL describes a session's deadline as of now. Phase is the caller's to
 // correct where the session is over.

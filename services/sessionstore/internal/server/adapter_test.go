@@ -22,7 +22,7 @@ import (
 )
 
 // remote is a storage.Store on the other side of gRPC: what the suite asks of
-// it goes client -> gRPC -> server -> memory. What has no RPC (Sweep, Groups,
+// it goes client -> gRPC -> server -> memory. What has no RPC (Census, Sweep, Groups,
 // Status, Close) goes to the store directly.
 type remote struct {
 	storage.Store
@@ -134,10 +134,15 @@ func (r *remote) RevokeUser(ctx context.Context, project, user string, except []
 	return int(got.GetCount()), r.back(err)
 }
 
+func (r *remote) Explain(ctx context.Context, id string) (storage.Explanation, error) {
+	got, err := r.client.ExplainTTL(ctx, &sessionv1.ExplainTTLRequest{Id: id})
+	return storage.Explanation{Kind: got.GetLastActivityKind(), Counts: got.GetCounts(), Decisions: got.GetDecisions()}, r.back(err)
+}
+
 func (r *remote) Extend(ctx context.Context, items []storage.Activity) ([]storage.ExtendResult, error) {
 	req := &sessionv1.BatchExtendTTLRequest{}
 	for _, a := range items {
-		item := &sessionv1.ExtendTTLRequest{Id: a.SessionID, ActivityKind: a.Kind, EventId: a.EventID}
+		item := &sessionv1.ExtendTTLRequest{Id: a.SessionID, ActivityKind: a.Kind, EventId: a.EventID, Counts: a.Counts}
 		if !a.Time.IsZero() {
 			item.ActivityTime = timestamppb.New(a.Time)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -23,6 +24,7 @@ type Metrics struct {
 	waiters    metric.Int64UpDownCounter
 	watchers   metric.Int64UpDownCounter
 	outcomes   map[outcomeKey]metric.MeasurementOption
+	census     atomic.Pointer[storage.Census]
 }
 
 type outcomeKey struct {
@@ -62,15 +64,38 @@ func NewMetrics(provider metric.MeterProvider, store storage.Store) (*Metrics, e
 				attribute.String("outcome", key.outcome.String()), attribute.String("kind", k)))
 		}
 	}
-	errs = append(errs, observe(m, store))
+	errs = append(errs, observe(m, store), out.observeCensus(m))
 	return out, errors.Join(errs...)
 }
+
+// observeCensus registers what is known from the latest census.
+func (m *Metrics) observeCensus(meter metric.Meter) error {
+	live, err1 := meter.Int64ObservableGauge("stoker_sessions", metric.WithDescription("Live sessions by phase, as of the latest census; every replica counts all of them."))
+	atCap, err2 := meter.Int64ObservableGauge("stoker_sessions_at_cap", metric.WithDescription("Live sessions that can get no further extension, as of the latest census."))
+	_, err3 := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		c := m.census.Load()
+		if c == nil {
+			return nil
+		}
+		for _, p := range livePhases {
+			o.ObserveInt64(live, c.ByPhase[p], metric.WithAttributes(attribute.String("phase", p.String())))
+		}
+		o.ObserveInt64(atCap, c.AtCap)
+		return nil
+	}, live, atCap)
+	return errors.Join(err1, err2, err3)
+}
+
+var livePhases = []sessionv1.Session_Phase{sessionv1.Session_ACTIVE, sessionv1.Session_IDLE, sessionv1.Session_EXPIRING, sessionv1.Session_EXPIRED}
+
+// Counted takes the result of a census.
+func (m *Metrics) Counted(c storage.Census) { m.census.Store(&c) }
 
 // observe registers what is read from the store itself.
 func observe(m metric.Meter, store storage.Store) error {
 	entries, err1 := m.Int64ObservableGauge("stoker_store_entries", metric.WithDescription("What the embedded store keeps per session, index entries included."))
-	lag, err2 := m.Int64ObservableGauge("stoker_feed_lag", metric.WithDescription("Feed entries not yet acknowledged, by group."))
-	age, err3 := m.Float64ObservableGauge("stoker_feed_watermark_age", metric.WithUnit("s"), metric.WithDescription("Age of the oldest watermark, by group."))
+	lag, err2 := m.Int64ObservableGauge("stoker_feed_lag", metric.WithDescription("Feed entries not yet acknowledged, by group and shard."))
+	age, err3 := m.Float64ObservableGauge("stoker_feed_watermark_age", metric.WithUnit("s"), metric.WithDescription("Age of the watermark, by group and shard: the oldest entry that is not acknowledged, 0 where there is none."))
 	_, err4 := m.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
@@ -81,15 +106,14 @@ func observe(m metric.Meter, store storage.Store) error {
 		if err != nil {
 			return err
 		}
-		lags, oldest := map[string]int64{}, map[string]time.Duration{}
 		for _, g := range groups {
-			lags[g.Group] += g.Lag + g.Pending
-			oldest[g.Group] = max(oldest[g.Group], time.Since(g.Watermark))
-		}
-		for g := range lags {
-			at := metric.WithAttributes(attribute.String("group", g))
-			o.ObserveInt64(lag, lags[g], at)
-			o.ObserveFloat64(age, oldest[g].Seconds(), at)
+			at := metric.WithAttributes(attribute.String("group", g.Group), attribute.Int("shard", g.Shard))
+			o.ObserveInt64(lag, g.Lag+g.Pending, at)
+			behind := 0.0
+			if g.Lag+g.Pending > 0 {
+				behind = max(0, time.Since(g.Watermark).Seconds())
+			}
+			o.ObserveFloat64(age, behind, at)
 		}
 		return nil
 	}, entries, lag, age)

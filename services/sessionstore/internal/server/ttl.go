@@ -8,6 +8,7 @@ import (
 
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
@@ -45,7 +46,29 @@ func (s *Server) activity(ctx context.Context, req *sessionv1.ExtendTTLRequest) 
 	if req.GetActivityTime() != nil {
 		a.Time = req.GetActivityTime().AsTime()
 	}
+	if len(req.GetCounts()) > 0 {
+		a.Counts = make(map[string]int64, len(req.GetCounts()))
+		for kind, n := range req.GetCounts() {
+			a.Counts[strings.ToLower(kind)] += n
+		}
+	}
 	return a, nil
+}
+
+// ExplainTTL tells what became of a session's activity.
+func (s *Server) ExplainTTL(ctx context.Context, req *sessionv1.ExplainTTLRequest) (*sessionv1.TTLExplanation, error) {
+	sess, err := s.reach(ctx, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.cfg.Store.Explain(ctx, req.GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &sessionv1.TTLExplanation{
+		Ttl:              lifetime.TTLOf(sess, s.cfg.Clock().UnixMilli()),
+		LastActivityKind: e.Kind, Counts: e.Counts, Decisions: e.Decisions,
+	}, nil
 }
 
 // BatchExtendTTL answers per item.

@@ -10,12 +10,14 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/types/known/structpb"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 )
 
 // Store is everything a backend does.
@@ -121,9 +123,20 @@ type Index interface {
 	// its deadline, each once, with the same promises as List. Anonymous
 	// sessions have no user.
 	ActiveUsers(ctx context.Context, q ListQuery) (UserPage, error)
+	// Census must count the sessions that are not over, without standing in the
+	// way of other calls: it may take its time, and need not be of one moment.
+	Census(ctx context.Context) (Census, error)
 	// RevokeUser must end (as End does) every live session of the user in the
 	// project but those in except, and return how many it ended.
 	RevokeUser(ctx context.Context, project, user string, except []string, reason string) (int, error)
+}
+
+// Census counts sessions that are neither ended nor swept.
+type Census struct {
+	// ByPhase has no entry for a phase that no session is in.
+	ByPhase map[sessionv1.Session_Phase]int64
+	// AtCap are those that can get no further extension.
+	AtCap int64
 }
 
 // ListQuery selects a page of sessions or users.
@@ -160,6 +173,13 @@ type TTL interface {
 	// is the outcome NOT_FOUND; only a failing backend is an error, per item
 	// where possible.
 	Extend(ctx context.Context, items []Activity) ([]ExtendResult, error)
+	// Explain must return what became of the latest reports of a session's
+	// activity, refusals included, also of a session that is over, and
+	// ErrNotFound when there is none. Every item of Extend that found a session
+	// must be remembered, with the activities it stands for, but for one that is
+	// the same as the item before. Those that moved the deadline or the last
+	// activity must survive whatever the session does.
+	Explain(ctx context.Context, id string) (Explanation, error)
 	// Sweep must do what is due on every shard: append session:expiring once
 	// per deadline when less than extend_below is left; expire sessions whose
 	// deadline has passed (state EXPIRED, out of every live index, under
@@ -179,6 +199,45 @@ type Activity struct {
 	EventID string
 	// Traceparent is stored in the session:extended event it causes.
 	Traceparent string
+	// Counts are the activities by kind that the report stands for; empty for
+	// one of Kind.
+	Counts map[string]int64
+}
+
+// Stands returns the activities by kind and their sum.
+func (a Activity) Stands() (counts map[string]int64, sum int64) {
+	if len(a.Counts) == 0 {
+		if a.Kind == "" {
+			return nil, 1
+		}
+		return map[string]int64{a.Kind: 1}, 1
+	}
+	for _, n := range a.Counts {
+		sum += n
+	}
+	return a.Counts, sum
+}
+
+// Explanation is what a session remembers of its activity.
+type Explanation struct {
+	// Kind is that of the latest activity.
+	Kind string
+	// Counts are the activities by kind.
+	Counts map[string]int64
+	// Decisions are the latest lifetime.MaxDecisions, the latest first.
+	Decisions []*sessionv1.Decision
+}
+
+// Explain describes a history, which may be nil.
+func Explain(h *lifetime.History, t lifetime.Terms) Explanation {
+	if h == nil {
+		return Explanation{}
+	}
+	out := Explanation{Kind: h.Kind, Counts: h.Counts}
+	for _, d := range slices.Backward(h.Decisions) {
+		out.Decisions = append(out.Decisions, d.Message(t))
+	}
+	return out
 }
 
 // ExtendResult is the answer to one activity.

@@ -70,17 +70,19 @@ func (x *GetActivityRequest) GetId() string {
 	return ""
 }
 
-// What is known of a session's activity.
+// A session's activity, whichever replica answers.
 type Activity struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	SessionId        string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	LastActivityTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=last_activity_time,json=lastActivityTime,proto3" json:"last_activity_time,omitempty"`
-	// Absent when this service has seen none since it started.
+	// Empty when the session had none.
 	LastActivityKind string `protobuf:"bytes,3,opt,name=last_activity_kind,json=lastActivityKind,proto3" json:"last_activity_kind,omitempty"`
-	// Counted activities by kind, since this service first saw the session.
+	// Counted activities by kind, over the session's life.
 	Counts map[string]int64 `protobuf:"bytes,4,rep,name=counts,proto3" json:"counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	// The latest first.
-	Decisions     []*Decision `protobuf:"bytes,5,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	// The latest first: what became of reported activity, and why the latest
+	// events that do not count were not reported.
+	Decisions     []*v1.Decision `protobuf:"bytes,5,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	Ttl           *v1.TTL        `protobuf:"bytes,6,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -143,105 +145,18 @@ func (x *Activity) GetCounts() map[string]int64 {
 	return nil
 }
 
-func (x *Activity) GetDecisions() []*Decision {
+func (x *Activity) GetDecisions() []*v1.Decision {
 	if x != nil {
 		return x.Decisions
 	}
 	return nil
 }
 
-// One answer of ExtendTTL, or the reason for not asking.
-type Decision struct {
-	state        protoimpl.MessageState       `protogen:"open.v1"`
-	Time         *timestamppb.Timestamp       `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
-	ActivityTime *timestamppb.Timestamp       `protobuf:"bytes,2,opt,name=activity_time,json=activityTime,proto3" json:"activity_time,omitempty"`
-	ActivityKind string                       `protobuf:"bytes,3,opt,name=activity_kind,json=activityKind,proto3" json:"activity_kind,omitempty"`
-	EventId      string                       `protobuf:"bytes,4,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	Outcome      v1.ExtendTTLResponse_Outcome `protobuf:"varint,5,opt,name=outcome,proto3,enum=stoker.session.v1.ExtendTTLResponse_Outcome" json:"outcome,omitempty"`
-	Reason       string                       `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
-	// How many activities this one answer stands for.
-	Coalesced     int64 `protobuf:"varint,7,opt,name=coalesced,proto3" json:"coalesced,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Decision) Reset() {
-	*x = Decision{}
-	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Decision) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Decision) ProtoMessage() {}
-
-func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[2]
+func (x *Activity) GetTtl() *v1.TTL {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Decision.ProtoReflect.Descriptor instead.
-func (*Decision) Descriptor() ([]byte, []int) {
-	return file_stoker_activity_v1_activity_service_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *Decision) GetTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.Time
+		return x.Ttl
 	}
 	return nil
-}
-
-func (x *Decision) GetActivityTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ActivityTime
-	}
-	return nil
-}
-
-func (x *Decision) GetActivityKind() string {
-	if x != nil {
-		return x.ActivityKind
-	}
-	return ""
-}
-
-func (x *Decision) GetEventId() string {
-	if x != nil {
-		return x.EventId
-	}
-	return ""
-}
-
-func (x *Decision) GetOutcome() v1.ExtendTTLResponse_Outcome {
-	if x != nil {
-		return x.Outcome
-	}
-	return v1.ExtendTTLResponse_Outcome(0)
-}
-
-func (x *Decision) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *Decision) GetCoalesced() int64 {
-	if x != nil {
-		return x.Coalesced
-	}
-	return 0
 }
 
 type ListInactiveSessionsRequest struct {
@@ -258,7 +173,7 @@ type ListInactiveSessionsRequest struct {
 
 func (x *ListInactiveSessionsRequest) Reset() {
 	*x = ListInactiveSessionsRequest{}
-	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[3]
+	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +185,7 @@ func (x *ListInactiveSessionsRequest) String() string {
 func (*ListInactiveSessionsRequest) ProtoMessage() {}
 
 func (x *ListInactiveSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[3]
+	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +198,7 @@ func (x *ListInactiveSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInactiveSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListInactiveSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_activity_v1_activity_service_proto_rawDescGZIP(), []int{3}
+	return file_stoker_activity_v1_activity_service_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ListInactiveSessionsRequest) GetThreshold() *durationpb.Duration {
@@ -325,7 +240,7 @@ type ListInactiveSessionsResponse struct {
 
 func (x *ListInactiveSessionsResponse) Reset() {
 	*x = ListInactiveSessionsResponse{}
-	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[4]
+	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -337,7 +252,7 @@ func (x *ListInactiveSessionsResponse) String() string {
 func (*ListInactiveSessionsResponse) ProtoMessage() {}
 
 func (x *ListInactiveSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[4]
+	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -350,7 +265,7 @@ func (x *ListInactiveSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListInactiveSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListInactiveSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_activity_v1_activity_service_proto_rawDescGZIP(), []int{4}
+	return file_stoker_activity_v1_activity_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListInactiveSessionsResponse) GetSessions() []*InactiveSession {
@@ -382,7 +297,7 @@ type InactiveSession struct {
 
 func (x *InactiveSession) Reset() {
 	*x = InactiveSession{}
-	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[5]
+	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +309,7 @@ func (x *InactiveSession) String() string {
 func (*InactiveSession) ProtoMessage() {}
 
 func (x *InactiveSession) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[5]
+	mi := &file_stoker_activity_v1_activity_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +322,7 @@ func (x *InactiveSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InactiveSession.ProtoReflect.Descriptor instead.
 func (*InactiveSession) Descriptor() ([]byte, []int) {
-	return file_stoker_activity_v1_activity_service_proto_rawDescGZIP(), []int{5}
+	return file_stoker_activity_v1_activity_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *InactiveSession) GetSessionId() string {
@@ -456,27 +371,20 @@ var File_stoker_activity_v1_activity_service_proto protoreflect.FileDescriptor
 
 const file_stoker_activity_v1_activity_service_proto_rawDesc = "" +
 	"\n" +
-	")stoker/activity/v1/activity_service.proto\x12\x12stoker.activity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a'stoker/session/v1/storage_service.proto\",\n" +
+	")stoker/activity/v1/activity_service.proto\x12\x12stoker.activity.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fstoker/session/v1/session.proto\x1a'stoker/session/v1/storage_service.proto\",\n" +
 	"\x12GetActivityRequest\x12\x16\n" +
-	"\x02id\x18\x01 \x01(\tB\x06\xbaH\x03\xc8\x01\x01R\x02id\"\xda\x02\n" +
+	"\x02id\x18\x01 \x01(\tB\x06\xbaH\x03\xc8\x01\x01R\x02id\"\x83\x03\n" +
 	"\bActivity\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12H\n" +
 	"\x12last_activity_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x10lastActivityTime\x12,\n" +
 	"\x12last_activity_kind\x18\x03 \x01(\tR\x10lastActivityKind\x12@\n" +
-	"\x06counts\x18\x04 \x03(\v2(.stoker.activity.v1.Activity.CountsEntryR\x06counts\x12:\n" +
-	"\tdecisions\x18\x05 \x03(\v2\x1c.stoker.activity.v1.DecisionR\tdecisions\x1a9\n" +
+	"\x06counts\x18\x04 \x03(\v2(.stoker.activity.v1.Activity.CountsEntryR\x06counts\x129\n" +
+	"\tdecisions\x18\x05 \x03(\v2\x1b.stoker.session.v1.DecisionR\tdecisions\x12(\n" +
+	"\x03ttl\x18\x06 \x01(\v2\x16.stoker.session.v1.TTLR\x03ttl\x1a9\n" +
 	"\vCountsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xb9\x02\n" +
-	"\bDecision\x12.\n" +
-	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12?\n" +
-	"\ractivity_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\factivityTime\x12#\n" +
-	"\ractivity_kind\x18\x03 \x01(\tR\factivityKind\x12\x19\n" +
-	"\bevent_id\x18\x04 \x01(\tR\aeventId\x12F\n" +
-	"\aoutcome\x18\x05 \x01(\x0e2,.stoker.session.v1.ExtendTTLResponse.OutcomeR\aoutcome\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1c\n" +
-	"\tcoalesced\x18\a \x01(\x03R\tcoalesced\"\xe2\x01\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xe2\x01\n" +
 	"\x1bListInactiveSessionsRequest\x12M\n" +
 	"\tthreshold\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xaa\x01\x0e\"\x06\b\x80\x86\xb0\x96\x012\x04\x10\xc0\x84=R\tthreshold\x12\"\n" +
 	"\aproject\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aproject\x12'\n" +
@@ -512,40 +420,38 @@ func file_stoker_activity_v1_activity_service_proto_rawDescGZIP() []byte {
 	return file_stoker_activity_v1_activity_service_proto_rawDescData
 }
 
-var file_stoker_activity_v1_activity_service_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_stoker_activity_v1_activity_service_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_stoker_activity_v1_activity_service_proto_goTypes = []any{
 	(*GetActivityRequest)(nil),           // 0: stoker.activity.v1.GetActivityRequest
 	(*Activity)(nil),                     // 1: stoker.activity.v1.Activity
-	(*Decision)(nil),                     // 2: stoker.activity.v1.Decision
-	(*ListInactiveSessionsRequest)(nil),  // 3: stoker.activity.v1.ListInactiveSessionsRequest
-	(*ListInactiveSessionsResponse)(nil), // 4: stoker.activity.v1.ListInactiveSessionsResponse
-	(*InactiveSession)(nil),              // 5: stoker.activity.v1.InactiveSession
-	nil,                                  // 6: stoker.activity.v1.Activity.CountsEntry
-	(*timestamppb.Timestamp)(nil),        // 7: google.protobuf.Timestamp
-	(v1.ExtendTTLResponse_Outcome)(0),    // 8: stoker.session.v1.ExtendTTLResponse.Outcome
+	(*ListInactiveSessionsRequest)(nil),  // 2: stoker.activity.v1.ListInactiveSessionsRequest
+	(*ListInactiveSessionsResponse)(nil), // 3: stoker.activity.v1.ListInactiveSessionsResponse
+	(*InactiveSession)(nil),              // 4: stoker.activity.v1.InactiveSession
+	nil,                                  // 5: stoker.activity.v1.Activity.CountsEntry
+	(*timestamppb.Timestamp)(nil),        // 6: google.protobuf.Timestamp
+	(*v1.Decision)(nil),                  // 7: stoker.session.v1.Decision
+	(*v1.TTL)(nil),                       // 8: stoker.session.v1.TTL
 	(*durationpb.Duration)(nil),          // 9: google.protobuf.Duration
 }
 var file_stoker_activity_v1_activity_service_proto_depIdxs = []int32{
-	7,  // 0: stoker.activity.v1.Activity.last_activity_time:type_name -> google.protobuf.Timestamp
-	6,  // 1: stoker.activity.v1.Activity.counts:type_name -> stoker.activity.v1.Activity.CountsEntry
-	2,  // 2: stoker.activity.v1.Activity.decisions:type_name -> stoker.activity.v1.Decision
-	7,  // 3: stoker.activity.v1.Decision.time:type_name -> google.protobuf.Timestamp
-	7,  // 4: stoker.activity.v1.Decision.activity_time:type_name -> google.protobuf.Timestamp
-	8,  // 5: stoker.activity.v1.Decision.outcome:type_name -> stoker.session.v1.ExtendTTLResponse.Outcome
-	9,  // 6: stoker.activity.v1.ListInactiveSessionsRequest.threshold:type_name -> google.protobuf.Duration
-	5,  // 7: stoker.activity.v1.ListInactiveSessionsResponse.sessions:type_name -> stoker.activity.v1.InactiveSession
-	7,  // 8: stoker.activity.v1.InactiveSession.last_activity_time:type_name -> google.protobuf.Timestamp
-	9,  // 9: stoker.activity.v1.InactiveSession.inactive_for:type_name -> google.protobuf.Duration
-	7,  // 10: stoker.activity.v1.InactiveSession.expire_time:type_name -> google.protobuf.Timestamp
-	0,  // 11: stoker.activity.v1.ActivityService.GetActivity:input_type -> stoker.activity.v1.GetActivityRequest
-	3,  // 12: stoker.activity.v1.ActivityService.ListInactiveSessions:input_type -> stoker.activity.v1.ListInactiveSessionsRequest
-	1,  // 13: stoker.activity.v1.ActivityService.GetActivity:output_type -> stoker.activity.v1.Activity
-	4,  // 14: stoker.activity.v1.ActivityService.ListInactiveSessions:output_type -> stoker.activity.v1.ListInactiveSessionsResponse
-	13, // [13:15] is the sub-list for method output_type
-	11, // [11:13] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	6,  // 0: stoker.activity.v1.Activity.last_activity_time:type_name -> google.protobuf.Timestamp
+	5,  // 1: stoker.activity.v1.Activity.counts:type_name -> stoker.activity.v1.Activity.CountsEntry
+	7,  // 2: stoker.activity.v1.Activity.decisions:type_name -> stoker.session.v1.Decision
+	8,  // 3: stoker.activity.v1.Activity.ttl:type_name -> stoker.session.v1.TTL
+	9,  // 4: stoker.activity.v1.ListInactiveSessionsRequest.threshold:type_name -> google.protobuf.Duration
+	4,  // 5: stoker.activity.v1.ListInactiveSessionsResponse.sessions:type_name -> stoker.activity.v1.InactiveSession
+	6,  // 6: stoker.activity.v1.InactiveSession.last_activity_time:type_name -> google.protobuf.Timestamp
+	9,  // 7: stoker.activity.v1.InactiveSession.inactive_for:type_name -> google.protobuf.Duration
+	6,  // 8: stoker.activity.v1.InactiveSession.expire_time:type_name -> google.protobuf.Timestamp
+	0,  // 9: stoker.activity.v1.ActivityService.GetActivity:input_type -> stoker.activity.v1.GetActivityRequest
+	2,  // 10: stoker.activity.v1.ActivityService.ListInactiveSessions:input_type -> stoker.activity.v1.ListInactiveSessionsRequest
+	1,  // 11: stoker.activity.v1.ActivityService.GetActivity:output_type -> stoker.activity.v1.Activity
+	3,  // 12: stoker.activity.v1.ActivityService.ListInactiveSessions:output_type -> stoker.activity.v1.ListInactiveSessionsResponse
+	11, // [11:13] is the sub-list for method output_type
+	9,  // [9:11] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_stoker_activity_v1_activity_service_proto_init() }
@@ -559,7 +465,7 @@ func file_stoker_activity_v1_activity_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stoker_activity_v1_activity_service_proto_rawDesc), len(file_stoker_activity_v1_activity_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -98,7 +98,7 @@ func (x ExtendTTLResponse_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ExtendTTLResponse_Outcome.Descriptor instead.
 func (ExtendTTLResponse_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{16, 0}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{19, 0}
 }
 
 type CreateSessionRequest struct {
@@ -953,6 +953,247 @@ func (x *GetTTLRequest) GetId() string {
 	return ""
 }
 
+type ExplainTTLRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainTTLRequest) Reset() {
+	*x = ExplainTTLRequest{}
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainTTLRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainTTLRequest) ProtoMessage() {}
+
+func (x *ExplainTTLRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainTTLRequest.ProtoReflect.Descriptor instead.
+func (*ExplainTTLRequest) Descriptor() ([]byte, []int) {
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ExplainTTLRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// What is kept with a session about its activity.
+type TTLExplanation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ttl   *TTL                   `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// The kind of the activity at ttl.last_activity_time; empty when none was
+	// ever reported.
+	LastActivityKind string `protobuf:"bytes,2,opt,name=last_activity_kind,json=lastActivityKind,proto3" json:"last_activity_kind,omitempty"`
+	// Activities reported by kind, over the session's life. A report whose answer
+	// was lost on the way may count twice.
+	Counts map[string]int64 `protobuf:"bytes,3,rep,name=counts,proto3" json:"counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// The latest 8 decisions, the latest first.
+	Decisions     []*Decision `protobuf:"bytes,4,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TTLExplanation) Reset() {
+	*x = TTLExplanation{}
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TTLExplanation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TTLExplanation) ProtoMessage() {}
+
+func (x *TTLExplanation) ProtoReflect() protoreflect.Message {
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TTLExplanation.ProtoReflect.Descriptor instead.
+func (*TTLExplanation) Descriptor() ([]byte, []int) {
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TTLExplanation) GetTtl() *TTL {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *TTLExplanation) GetLastActivityKind() string {
+	if x != nil {
+		return x.LastActivityKind
+	}
+	return ""
+}
+
+func (x *TTLExplanation) GetCounts() map[string]int64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *TTLExplanation) GetDecisions() []*Decision {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
+// What became of a report of activity, or, with no outcome, why an event was
+// not reported. Reports in a row that did not extend the session and had the
+// same outcome are one decision, with the numbers of the last of them.
+type Decision struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was taken.
+	Time         *timestamppb.Timestamp    `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	ActivityTime *timestamppb.Timestamp    `protobuf:"bytes,2,opt,name=activity_time,json=activityTime,proto3" json:"activity_time,omitempty"`
+	ActivityKind string                    `protobuf:"bytes,3,opt,name=activity_kind,json=activityKind,proto3" json:"activity_kind,omitempty"`
+	EventId      string                    `protobuf:"bytes,4,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	Outcome      ExtendTTLResponse_Outcome `protobuf:"varint,5,opt,name=outcome,proto3,enum=stoker.session.v1.ExtendTTLResponse_Outcome" json:"outcome,omitempty"`
+	Reason       string                    `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How many activities it stands for.
+	Coalesced int64 `protobuf:"varint,7,opt,name=coalesced,proto3" json:"coalesced,omitempty"`
+	// How many reports in a row it stands for.
+	Repeats int64 `protobuf:"varint,8,opt,name=repeats,proto3" json:"repeats,omitempty"`
+	// The deadline before and after it.
+	ExpireTimeBefore *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expire_time_before,json=expireTimeBefore,proto3" json:"expire_time_before,omitempty"`
+	ExpireTimeAfter  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=expire_time_after,json=expireTimeAfter,proto3" json:"expire_time_after,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Decision) Reset() {
+	*x = Decision{}
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Decision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Decision) ProtoMessage() {}
+
+func (x *Decision) ProtoReflect() protoreflect.Message {
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Decision.ProtoReflect.Descriptor instead.
+func (*Decision) Descriptor() ([]byte, []int) {
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Decision) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Decision) GetActivityTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ActivityTime
+	}
+	return nil
+}
+
+func (x *Decision) GetActivityKind() string {
+	if x != nil {
+		return x.ActivityKind
+	}
+	return ""
+}
+
+func (x *Decision) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *Decision) GetOutcome() ExtendTTLResponse_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return ExtendTTLResponse_OUTCOME_UNSPECIFIED
+}
+
+func (x *Decision) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Decision) GetCoalesced() int64 {
+	if x != nil {
+		return x.Coalesced
+	}
+	return 0
+}
+
+func (x *Decision) GetRepeats() int64 {
+	if x != nil {
+		return x.Repeats
+	}
+	return 0
+}
+
+func (x *Decision) GetExpireTimeBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTimeBefore
+	}
+	return nil
+}
+
+func (x *Decision) GetExpireTimeAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTimeAfter
+	}
+	return nil
+}
+
 type ExtendTTLRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -961,14 +1202,17 @@ type ExtendTTLRequest struct {
 	// The kind of activity, such as input or step_progress.
 	ActivityKind string `protobuf:"bytes,3,opt,name=activity_kind,json=activityKind,proto3" json:"activity_kind,omitempty"`
 	// The event that was the activity; deduplicates under EVERY_ACTIVITY.
-	EventId       string `protobuf:"bytes,4,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	EventId string `protobuf:"bytes,4,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	// How many activities of each kind the call stands for, this one included;
+	// one of activity_kind where absent.
+	Counts        map[string]int64 `protobuf:"bytes,5,rep,name=counts,proto3" json:"counts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExtendTTLRequest) Reset() {
 	*x = ExtendTTLRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[15]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1224,7 @@ func (x *ExtendTTLRequest) String() string {
 func (*ExtendTTLRequest) ProtoMessage() {}
 
 func (x *ExtendTTLRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[15]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1237,7 @@ func (x *ExtendTTLRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendTTLRequest.ProtoReflect.Descriptor instead.
 func (*ExtendTTLRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{15}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExtendTTLRequest) GetId() string {
@@ -1024,6 +1268,13 @@ func (x *ExtendTTLRequest) GetEventId() string {
 	return ""
 }
 
+func (x *ExtendTTLRequest) GetCounts() map[string]int64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
 type ExtendTTLResponse struct {
 	state   protoimpl.MessageState    `protogen:"open.v1"`
 	Outcome ExtendTTLResponse_Outcome `protobuf:"varint,1,opt,name=outcome,proto3,enum=stoker.session.v1.ExtendTTLResponse_Outcome" json:"outcome,omitempty"`
@@ -1038,7 +1289,7 @@ type ExtendTTLResponse struct {
 
 func (x *ExtendTTLResponse) Reset() {
 	*x = ExtendTTLResponse{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[16]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1301,7 @@ func (x *ExtendTTLResponse) String() string {
 func (*ExtendTTLResponse) ProtoMessage() {}
 
 func (x *ExtendTTLResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[16]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1314,7 @@ func (x *ExtendTTLResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExtendTTLResponse.ProtoReflect.Descriptor instead.
 func (*ExtendTTLResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{16}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExtendTTLResponse) GetOutcome() ExtendTTLResponse_Outcome {
@@ -1103,7 +1354,7 @@ type BatchExtendTTLRequest struct {
 
 func (x *BatchExtendTTLRequest) Reset() {
 	*x = BatchExtendTTLRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[17]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1366,7 @@ func (x *BatchExtendTTLRequest) String() string {
 func (*BatchExtendTTLRequest) ProtoMessage() {}
 
 func (x *BatchExtendTTLRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[17]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1379,7 @@ func (x *BatchExtendTTLRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchExtendTTLRequest.ProtoReflect.Descriptor instead.
 func (*BatchExtendTTLRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{17}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BatchExtendTTLRequest) GetItems() []*ExtendTTLRequest {
@@ -1148,7 +1399,7 @@ type BatchExtendTTLResponse struct {
 
 func (x *BatchExtendTTLResponse) Reset() {
 	*x = BatchExtendTTLResponse{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[18]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1411,7 @@ func (x *BatchExtendTTLResponse) String() string {
 func (*BatchExtendTTLResponse) ProtoMessage() {}
 
 func (x *BatchExtendTTLResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[18]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1424,7 @@ func (x *BatchExtendTTLResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchExtendTTLResponse.ProtoReflect.Descriptor instead.
 func (*BatchExtendTTLResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{18}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BatchExtendTTLResponse) GetResults() []*BatchExtendTTLResponse_Result {
@@ -1193,7 +1444,7 @@ type AppendEventsRequest struct {
 
 func (x *AppendEventsRequest) Reset() {
 	*x = AppendEventsRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[19]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1456,7 @@ func (x *AppendEventsRequest) String() string {
 func (*AppendEventsRequest) ProtoMessage() {}
 
 func (x *AppendEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[19]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1469,7 @@ func (x *AppendEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendEventsRequest.ProtoReflect.Descriptor instead.
 func (*AppendEventsRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{19}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AppendEventsRequest) GetId() string {
@@ -1246,7 +1497,7 @@ type AppendEventsResponse struct {
 
 func (x *AppendEventsResponse) Reset() {
 	*x = AppendEventsResponse{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[20]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1509,7 @@ func (x *AppendEventsResponse) String() string {
 func (*AppendEventsResponse) ProtoMessage() {}
 
 func (x *AppendEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[20]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1522,7 @@ func (x *AppendEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppendEventsResponse.ProtoReflect.Descriptor instead.
 func (*AppendEventsResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{20}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AppendEventsResponse) GetCursors() []string {
@@ -1296,7 +1547,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[21]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1559,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[21]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1572,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{21}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListEventsRequest) GetId() string {
@@ -1367,7 +1618,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[22]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1630,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[22]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1643,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{22}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -1434,7 +1685,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[23]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1697,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[23]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1710,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{23}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchEventsRequest) GetId() string {
@@ -1490,7 +1741,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[24]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1753,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[24]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1766,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{24}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -1551,7 +1802,7 @@ type FeedRequest struct {
 
 func (x *FeedRequest) Reset() {
 	*x = FeedRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[25]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1814,7 @@ func (x *FeedRequest) String() string {
 func (*FeedRequest) ProtoMessage() {}
 
 func (x *FeedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[25]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1827,7 @@ func (x *FeedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRequest.ProtoReflect.Descriptor instead.
 func (*FeedRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{25}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *FeedRequest) GetOpen() *FeedRequest_Open {
@@ -1613,7 +1864,7 @@ type FeedResponse struct {
 
 func (x *FeedResponse) Reset() {
 	*x = FeedResponse{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[26]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1876,7 @@ func (x *FeedResponse) String() string {
 func (*FeedResponse) ProtoMessage() {}
 
 func (x *FeedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[26]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1889,7 @@ func (x *FeedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedResponse.ProtoReflect.Descriptor instead.
 func (*FeedResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{26}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FeedResponse) GetEntries() []*FeedEntry {
@@ -1679,7 +1930,7 @@ type FeedEntry struct {
 
 func (x *FeedEntry) Reset() {
 	*x = FeedEntry{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[27]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1942,7 @@ func (x *FeedEntry) String() string {
 func (*FeedEntry) ProtoMessage() {}
 
 func (x *FeedEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[27]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1955,7 @@ func (x *FeedEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedEntry.ProtoReflect.Descriptor instead.
 func (*FeedEntry) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{27}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FeedEntry) GetShard() int32 {
@@ -1751,7 +2002,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[28]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +2014,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[28]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +2027,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{28}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetPolicyRequest) GetProject() string {
@@ -1796,7 +2047,7 @@ type SetPolicyRequest struct {
 
 func (x *SetPolicyRequest) Reset() {
 	*x = SetPolicyRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[29]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +2059,7 @@ func (x *SetPolicyRequest) String() string {
 func (*SetPolicyRequest) ProtoMessage() {}
 
 func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[29]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +2072,7 @@ func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{29}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SetPolicyRequest) GetProject() string {
@@ -1847,7 +2098,7 @@ type DeletePolicyRequest struct {
 
 func (x *DeletePolicyRequest) Reset() {
 	*x = DeletePolicyRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[30]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +2110,7 @@ func (x *DeletePolicyRequest) String() string {
 func (*DeletePolicyRequest) ProtoMessage() {}
 
 func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[30]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +2123,7 @@ func (x *DeletePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeletePolicyRequest.ProtoReflect.Descriptor instead.
 func (*DeletePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{30}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DeletePolicyRequest) GetProject() string {
@@ -1893,7 +2144,7 @@ type ListPoliciesRequest struct {
 
 func (x *ListPoliciesRequest) Reset() {
 	*x = ListPoliciesRequest{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[31]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2156,7 @@ func (x *ListPoliciesRequest) String() string {
 func (*ListPoliciesRequest) ProtoMessage() {}
 
 func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[31]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2169,7 @@ func (x *ListPoliciesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesRequest.ProtoReflect.Descriptor instead.
 func (*ListPoliciesRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{31}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListPoliciesRequest) GetPageSize() int32 {
@@ -1946,7 +2197,7 @@ type ListPoliciesResponse struct {
 
 func (x *ListPoliciesResponse) Reset() {
 	*x = ListPoliciesResponse{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[32]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2209,7 @@ func (x *ListPoliciesResponse) String() string {
 func (*ListPoliciesResponse) ProtoMessage() {}
 
 func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[32]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2222,7 @@ func (x *ListPoliciesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoliciesResponse.ProtoReflect.Descriptor instead.
 func (*ListPoliciesResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{32}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListPoliciesResponse) GetPolicies() []*ProjectPolicy {
@@ -2002,7 +2253,7 @@ type BatchGetSessionsResponse_Result struct {
 
 func (x *BatchGetSessionsResponse_Result) Reset() {
 	*x = BatchGetSessionsResponse_Result{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[34]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +2265,7 @@ func (x *BatchGetSessionsResponse_Result) String() string {
 func (*BatchGetSessionsResponse_Result) ProtoMessage() {}
 
 func (x *BatchGetSessionsResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[34]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2343,7 @@ type BatchExtendTTLResponse_Result struct {
 
 func (x *BatchExtendTTLResponse_Result) Reset() {
 	*x = BatchExtendTTLResponse_Result{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[35]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2355,7 @@ func (x *BatchExtendTTLResponse_Result) String() string {
 func (*BatchExtendTTLResponse_Result) ProtoMessage() {}
 
 func (x *BatchExtendTTLResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[35]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2368,7 @@ func (x *BatchExtendTTLResponse_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchExtendTTLResponse_Result.ProtoReflect.Descriptor instead.
 func (*BatchExtendTTLResponse_Result) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{18, 0}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *BatchExtendTTLResponse_Result) GetId() string {
@@ -2182,7 +2433,7 @@ type FeedRequest_Open struct {
 
 func (x *FeedRequest_Open) Reset() {
 	*x = FeedRequest_Open{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[36]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2445,7 @@ func (x *FeedRequest_Open) String() string {
 func (*FeedRequest_Open) ProtoMessage() {}
 
 func (x *FeedRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[36]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2458,7 @@ func (x *FeedRequest_Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRequest_Open.ProtoReflect.Descriptor instead.
 func (*FeedRequest_Open) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{25, 0}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{28, 0}
 }
 
 func (x *FeedRequest_Open) GetGroup() string {
@@ -2236,7 +2487,7 @@ type FeedRequest_Ack struct {
 
 func (x *FeedRequest_Ack) Reset() {
 	*x = FeedRequest_Ack{}
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[37]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +2499,7 @@ func (x *FeedRequest_Ack) String() string {
 func (*FeedRequest_Ack) ProtoMessage() {}
 
 func (x *FeedRequest_Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[37]
+	mi := &file_stoker_session_v1_storage_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +2512,7 @@ func (x *FeedRequest_Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRequest_Ack.ProtoReflect.Descriptor instead.
 func (*FeedRequest_Ack) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{25, 1}
+	return file_stoker_session_v1_storage_service_proto_rawDescGZIP(), []int{28, 1}
 }
 
 func (x *FeedRequest_Ack) GetShard() int32 {
@@ -2351,12 +2602,39 @@ const file_stoker_session_v1_storage_service_proto_rawDesc = "" +
 	"\x1aRevokeUserSessionsResponse\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x05R\x05count\"'\n" +
 	"\rGetTTLRequest\x12\x16\n" +
-	"\x02id\x18\x01 \x01(\tB\x06\xbaH\x03\xc8\x01\x01R\x02id\"\xe4\x01\n" +
+	"\x02id\x18\x01 \x01(\tB\x06\xbaH\x03\xc8\x01\x01R\x02id\"+\n" +
+	"\x11ExplainTTLRequest\x12\x16\n" +
+	"\x02id\x18\x01 \x01(\tB\x06\xbaH\x03\xc8\x01\x01R\x02id\"\xa5\x02\n" +
+	"\x0eTTLExplanation\x12(\n" +
+	"\x03ttl\x18\x01 \x01(\v2\x16.stoker.session.v1.TTLR\x03ttl\x12,\n" +
+	"\x12last_activity_kind\x18\x02 \x01(\tR\x10lastActivityKind\x12E\n" +
+	"\x06counts\x18\x03 \x03(\v2-.stoker.session.v1.TTLExplanation.CountsEntryR\x06counts\x129\n" +
+	"\tdecisions\x18\x04 \x03(\v2\x1b.stoker.session.v1.DecisionR\tdecisions\x1a9\n" +
+	"\vCountsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xe5\x03\n" +
+	"\bDecision\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12?\n" +
+	"\ractivity_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\factivityTime\x12#\n" +
+	"\ractivity_kind\x18\x03 \x01(\tR\factivityKind\x12\x19\n" +
+	"\bevent_id\x18\x04 \x01(\tR\aeventId\x12F\n" +
+	"\aoutcome\x18\x05 \x01(\x0e2,.stoker.session.v1.ExtendTTLResponse.OutcomeR\aoutcome\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1c\n" +
+	"\tcoalesced\x18\a \x01(\x03R\tcoalesced\x12\x18\n" +
+	"\arepeats\x18\b \x01(\x03R\arepeats\x12H\n" +
+	"\x12expire_time_before\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x10expireTimeBefore\x12F\n" +
+	"\x11expire_time_after\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x0fexpireTimeAfter\"\x9d\x03\n" +
 	"\x10ExtendTTLRequest\x12\x16\n" +
 	"\x02id\x18\x01 \x01(\tB\x06\xbaH\x03\xc8\x01\x01R\x02id\x12?\n" +
 	"\ractivity_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\factivityTime\x12H\n" +
 	"\ractivity_kind\x18\x03 \x01(\tB#\xbaH r\x1e\x18 2\x1a^([A-Za-z][A-Za-z0-9_]*)?$R\factivityKind\x12-\n" +
-	"\bevent_id\x18\x04 \x01(\tB\x12\xbaH\x0fr\r\x18\x80\x012\b^[!-~]*$R\aeventId\"\xd6\x02\n" +
+	"\bevent_id\x18\x04 \x01(\tB\x12\xbaH\x0fr\r\x18\x80\x012\b^[!-~]*$R\aeventId\x12|\n" +
+	"\x06counts\x18\x05 \x03(\v2/.stoker.session.v1.ExtendTTLRequest.CountsEntryB3\xbaH0\x9a\x01-\x10@\"\x1dr\x1b\x18 2\x17^[A-Za-z][A-Za-z0-9_]*$*\n" +
+	"\"\b\x18\x80\x94\xeb\xdc\x03(\x01R\x06counts\x1a9\n" +
+	"\vCountsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xd6\x02\n" +
 	"\x11ExtendTTLResponse\x12F\n" +
 	"\aoutcome\x18\x01 \x01(\x0e2,.stoker.session.v1.ExtendTTLResponse.OutcomeR\aoutcome\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12.\n" +
@@ -2447,7 +2725,7 @@ const file_stoker_session_v1_storage_service_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\tpageToken\"|\n" +
 	"\x14ListPoliciesResponse\x12<\n" +
 	"\bpolicies\x18\x01 \x03(\v2 .stoker.session.v1.ProjectPolicyR\bpolicies\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xe5\x12\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xe3\x13\n" +
 	"\x0eStorageService\x12m\n" +
 	"\rCreateSession\x12'.stoker.session.v1.CreateSessionRequest\x1a\x1a.stoker.session.v1.Session\"\x17\x82\xd3\xe4\x93\x02\x11:\x01*\"\f/v1/sessions\x12i\n" +
 	"\n" +
@@ -2460,7 +2738,9 @@ const file_stoker_session_v1_storage_service_proto_rawDesc = "" +
 	"\fListSessions\x12&.stoker.session.v1.ListSessionsRequest\x1a'.stoker.session.v1.ListSessionsResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/sessions\x12\x82\x01\n" +
 	"\x0fListActiveUsers\x12).stoker.session.v1.ListActiveUsersRequest\x1a*.stoker.session.v1.ListActiveUsersResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/users:active\x12\x9d\x01\n" +
 	"\x12RevokeUserSessions\x12,.stoker.session.v1.RevokeUserSessionsRequest\x1a-.stoker.session.v1.RevokeUserSessionsResponse\"*\x82\xd3\xe4\x93\x02$:\x01*\"\x1f/v1/users/{user}:revokeSessions\x12a\n" +
-	"\x06GetTTL\x12 .stoker.session.v1.GetTTLRequest\x1a\x16.stoker.session.v1.TTL\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/sessions/{id}/ttl\x12\x7f\n" +
+	"\x06GetTTL\x12 .stoker.session.v1.GetTTLRequest\x1a\x16.stoker.session.v1.TTL\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/sessions/{id}/ttl\x12|\n" +
+	"\n" +
+	"ExplainTTL\x12$.stoker.session.v1.ExplainTTLRequest\x1a!.stoker.session.v1.TTLExplanation\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1/sessions/{id}/ttl:explain\x12\x7f\n" +
 	"\tExtendTTL\x12#.stoker.session.v1.ExtendTTLRequest\x1a$.stoker.session.v1.ExtendTTLResponse\"'\x82\xd3\xe4\x93\x02!:\x01*\"\x1c/v1/sessions/{id}/ttl:extend\x12e\n" +
 	"\x0eBatchExtendTTL\x12(.stoker.session.v1.BatchExtendTTLRequest\x1a).stoker.session.v1.BatchExtendTTLResponse\x12\x84\x01\n" +
 	"\fAppendEvents\x12&.stoker.session.v1.AppendEventsRequest\x1a'.stoker.session.v1.AppendEventsResponse\"#\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/sessions/{id}/events\x12{\n" +
@@ -2486,7 +2766,7 @@ func file_stoker_session_v1_storage_service_proto_rawDescGZIP() []byte {
 }
 
 var file_stoker_session_v1_storage_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_stoker_session_v1_storage_service_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_stoker_session_v1_storage_service_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_stoker_session_v1_storage_service_proto_goTypes = []any{
 	(ExtendTTLResponse_Outcome)(0),          // 0: stoker.session.v1.ExtendTTLResponse.Outcome
 	(*CreateSessionRequest)(nil),            // 1: stoker.session.v1.CreateSessionRequest
@@ -2504,119 +2784,135 @@ var file_stoker_session_v1_storage_service_proto_goTypes = []any{
 	(*RevokeUserSessionsRequest)(nil),       // 13: stoker.session.v1.RevokeUserSessionsRequest
 	(*RevokeUserSessionsResponse)(nil),      // 14: stoker.session.v1.RevokeUserSessionsResponse
 	(*GetTTLRequest)(nil),                   // 15: stoker.session.v1.GetTTLRequest
-	(*ExtendTTLRequest)(nil),                // 16: stoker.session.v1.ExtendTTLRequest
-	(*ExtendTTLResponse)(nil),               // 17: stoker.session.v1.ExtendTTLResponse
-	(*BatchExtendTTLRequest)(nil),           // 18: stoker.session.v1.BatchExtendTTLRequest
-	(*BatchExtendTTLResponse)(nil),          // 19: stoker.session.v1.BatchExtendTTLResponse
-	(*AppendEventsRequest)(nil),             // 20: stoker.session.v1.AppendEventsRequest
-	(*AppendEventsResponse)(nil),            // 21: stoker.session.v1.AppendEventsResponse
-	(*ListEventsRequest)(nil),               // 22: stoker.session.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),              // 23: stoker.session.v1.ListEventsResponse
-	(*WatchEventsRequest)(nil),              // 24: stoker.session.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),             // 25: stoker.session.v1.WatchEventsResponse
-	(*FeedRequest)(nil),                     // 26: stoker.session.v1.FeedRequest
-	(*FeedResponse)(nil),                    // 27: stoker.session.v1.FeedResponse
-	(*FeedEntry)(nil),                       // 28: stoker.session.v1.FeedEntry
-	(*GetPolicyRequest)(nil),                // 29: stoker.session.v1.GetPolicyRequest
-	(*SetPolicyRequest)(nil),                // 30: stoker.session.v1.SetPolicyRequest
-	(*DeletePolicyRequest)(nil),             // 31: stoker.session.v1.DeletePolicyRequest
-	(*ListPoliciesRequest)(nil),             // 32: stoker.session.v1.ListPoliciesRequest
-	(*ListPoliciesResponse)(nil),            // 33: stoker.session.v1.ListPoliciesResponse
-	nil,                                     // 34: stoker.session.v1.CreateSessionRequest.LabelsEntry
-	(*BatchGetSessionsResponse_Result)(nil), // 35: stoker.session.v1.BatchGetSessionsResponse.Result
-	(*BatchExtendTTLResponse_Result)(nil),   // 36: stoker.session.v1.BatchExtendTTLResponse.Result
-	(*FeedRequest_Open)(nil),                // 37: stoker.session.v1.FeedRequest.Open
-	(*FeedRequest_Ack)(nil),                 // 38: stoker.session.v1.FeedRequest.Ack
-	(*structpb.Value)(nil),                  // 39: google.protobuf.Value
-	(*TTLPolicy)(nil),                       // 40: stoker.session.v1.TTLPolicy
-	(*Session)(nil),                         // 41: stoker.session.v1.Session
-	(*fieldmaskpb.FieldMask)(nil),           // 42: google.protobuf.FieldMask
-	(Session_Phase)(0),                      // 43: stoker.session.v1.Session.Phase
-	(*timestamppb.Timestamp)(nil),           // 44: google.protobuf.Timestamp
-	(*TTL)(nil),                             // 45: stoker.session.v1.TTL
-	(*Event)(nil),                           // 46: stoker.session.v1.Event
-	(*durationpb.Duration)(nil),             // 47: google.protobuf.Duration
-	(*ProjectPolicy)(nil),                   // 48: stoker.session.v1.ProjectPolicy
-	(*status.Status)(nil),                   // 49: google.rpc.Status
-	(*emptypb.Empty)(nil),                   // 50: google.protobuf.Empty
+	(*ExplainTTLRequest)(nil),               // 16: stoker.session.v1.ExplainTTLRequest
+	(*TTLExplanation)(nil),                  // 17: stoker.session.v1.TTLExplanation
+	(*Decision)(nil),                        // 18: stoker.session.v1.Decision
+	(*ExtendTTLRequest)(nil),                // 19: stoker.session.v1.ExtendTTLRequest
+	(*ExtendTTLResponse)(nil),               // 20: stoker.session.v1.ExtendTTLResponse
+	(*BatchExtendTTLRequest)(nil),           // 21: stoker.session.v1.BatchExtendTTLRequest
+	(*BatchExtendTTLResponse)(nil),          // 22: stoker.session.v1.BatchExtendTTLResponse
+	(*AppendEventsRequest)(nil),             // 23: stoker.session.v1.AppendEventsRequest
+	(*AppendEventsResponse)(nil),            // 24: stoker.session.v1.AppendEventsResponse
+	(*ListEventsRequest)(nil),               // 25: stoker.session.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),              // 26: stoker.session.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),              // 27: stoker.session.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),             // 28: stoker.session.v1.WatchEventsResponse
+	(*FeedRequest)(nil),                     // 29: stoker.session.v1.FeedRequest
+	(*FeedResponse)(nil),                    // 30: stoker.session.v1.FeedResponse
+	(*FeedEntry)(nil),                       // 31: stoker.session.v1.FeedEntry
+	(*GetPolicyRequest)(nil),                // 32: stoker.session.v1.GetPolicyRequest
+	(*SetPolicyRequest)(nil),                // 33: stoker.session.v1.SetPolicyRequest
+	(*DeletePolicyRequest)(nil),             // 34: stoker.session.v1.DeletePolicyRequest
+	(*ListPoliciesRequest)(nil),             // 35: stoker.session.v1.ListPoliciesRequest
+	(*ListPoliciesResponse)(nil),            // 36: stoker.session.v1.ListPoliciesResponse
+	nil,                                     // 37: stoker.session.v1.CreateSessionRequest.LabelsEntry
+	(*BatchGetSessionsResponse_Result)(nil), // 38: stoker.session.v1.BatchGetSessionsResponse.Result
+	nil,                                     // 39: stoker.session.v1.TTLExplanation.CountsEntry
+	nil,                                     // 40: stoker.session.v1.ExtendTTLRequest.CountsEntry
+	(*BatchExtendTTLResponse_Result)(nil),   // 41: stoker.session.v1.BatchExtendTTLResponse.Result
+	(*FeedRequest_Open)(nil),                // 42: stoker.session.v1.FeedRequest.Open
+	(*FeedRequest_Ack)(nil),                 // 43: stoker.session.v1.FeedRequest.Ack
+	(*structpb.Value)(nil),                  // 44: google.protobuf.Value
+	(*TTLPolicy)(nil),                       // 45: stoker.session.v1.TTLPolicy
+	(*Session)(nil),                         // 46: stoker.session.v1.Session
+	(*fieldmaskpb.FieldMask)(nil),           // 47: google.protobuf.FieldMask
+	(Session_Phase)(0),                      // 48: stoker.session.v1.Session.Phase
+	(*TTL)(nil),                             // 49: stoker.session.v1.TTL
+	(*timestamppb.Timestamp)(nil),           // 50: google.protobuf.Timestamp
+	(*Event)(nil),                           // 51: stoker.session.v1.Event
+	(*durationpb.Duration)(nil),             // 52: google.protobuf.Duration
+	(*ProjectPolicy)(nil),                   // 53: stoker.session.v1.ProjectPolicy
+	(*status.Status)(nil),                   // 54: google.rpc.Status
+	(*emptypb.Empty)(nil),                   // 55: google.protobuf.Empty
 }
 var file_stoker_session_v1_storage_service_proto_depIdxs = []int32{
-	34, // 0: stoker.session.v1.CreateSessionRequest.labels:type_name -> stoker.session.v1.CreateSessionRequest.LabelsEntry
-	39, // 1: stoker.session.v1.CreateSessionRequest.data:type_name -> google.protobuf.Value
-	40, // 2: stoker.session.v1.CreateSessionRequest.ttl_policy:type_name -> stoker.session.v1.TTLPolicy
-	35, // 3: stoker.session.v1.BatchGetSessionsResponse.results:type_name -> stoker.session.v1.BatchGetSessionsResponse.Result
-	41, // 4: stoker.session.v1.UpdateSessionRequest.session:type_name -> stoker.session.v1.Session
-	42, // 5: stoker.session.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
-	43, // 6: stoker.session.v1.ListSessionsRequest.phase:type_name -> stoker.session.v1.Session.Phase
-	41, // 7: stoker.session.v1.ListSessionsResponse.sessions:type_name -> stoker.session.v1.Session
+	37, // 0: stoker.session.v1.CreateSessionRequest.labels:type_name -> stoker.session.v1.CreateSessionRequest.LabelsEntry
+	44, // 1: stoker.session.v1.CreateSessionRequest.data:type_name -> google.protobuf.Value
+	45, // 2: stoker.session.v1.CreateSessionRequest.ttl_policy:type_name -> stoker.session.v1.TTLPolicy
+	38, // 3: stoker.session.v1.BatchGetSessionsResponse.results:type_name -> stoker.session.v1.BatchGetSessionsResponse.Result
+	46, // 4: stoker.session.v1.UpdateSessionRequest.session:type_name -> stoker.session.v1.Session
+	47, // 5: stoker.session.v1.UpdateSessionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	48, // 6: stoker.session.v1.ListSessionsRequest.phase:type_name -> stoker.session.v1.Session.Phase
+	46, // 7: stoker.session.v1.ListSessionsResponse.sessions:type_name -> stoker.session.v1.Session
 	12, // 8: stoker.session.v1.ListActiveUsersResponse.users:type_name -> stoker.session.v1.ActiveUser
-	44, // 9: stoker.session.v1.ExtendTTLRequest.activity_time:type_name -> google.protobuf.Timestamp
-	0,  // 10: stoker.session.v1.ExtendTTLResponse.outcome:type_name -> stoker.session.v1.ExtendTTLResponse.Outcome
-	45, // 11: stoker.session.v1.ExtendTTLResponse.before:type_name -> stoker.session.v1.TTL
-	45, // 12: stoker.session.v1.ExtendTTLResponse.after:type_name -> stoker.session.v1.TTL
-	16, // 13: stoker.session.v1.BatchExtendTTLRequest.items:type_name -> stoker.session.v1.ExtendTTLRequest
-	36, // 14: stoker.session.v1.BatchExtendTTLResponse.results:type_name -> stoker.session.v1.BatchExtendTTLResponse.Result
-	46, // 15: stoker.session.v1.AppendEventsRequest.events:type_name -> stoker.session.v1.Event
-	47, // 16: stoker.session.v1.ListEventsRequest.wait:type_name -> google.protobuf.Duration
-	46, // 17: stoker.session.v1.ListEventsResponse.events:type_name -> stoker.session.v1.Event
-	47, // 18: stoker.session.v1.ListEventsResponse.poll_after:type_name -> google.protobuf.Duration
-	46, // 19: stoker.session.v1.WatchEventsResponse.event:type_name -> stoker.session.v1.Event
-	37, // 20: stoker.session.v1.FeedRequest.open:type_name -> stoker.session.v1.FeedRequest.Open
-	38, // 21: stoker.session.v1.FeedRequest.acks:type_name -> stoker.session.v1.FeedRequest.Ack
-	28, // 22: stoker.session.v1.FeedResponse.entries:type_name -> stoker.session.v1.FeedEntry
-	46, // 23: stoker.session.v1.FeedEntry.event:type_name -> stoker.session.v1.Event
-	44, // 24: stoker.session.v1.FeedEntry.append_time:type_name -> google.protobuf.Timestamp
-	40, // 25: stoker.session.v1.SetPolicyRequest.policy:type_name -> stoker.session.v1.TTLPolicy
-	48, // 26: stoker.session.v1.ListPoliciesResponse.policies:type_name -> stoker.session.v1.ProjectPolicy
-	41, // 27: stoker.session.v1.BatchGetSessionsResponse.Result.session:type_name -> stoker.session.v1.Session
-	49, // 28: stoker.session.v1.BatchGetSessionsResponse.Result.error:type_name -> google.rpc.Status
-	17, // 29: stoker.session.v1.BatchExtendTTLResponse.Result.response:type_name -> stoker.session.v1.ExtendTTLResponse
-	49, // 30: stoker.session.v1.BatchExtendTTLResponse.Result.error:type_name -> google.rpc.Status
-	1,  // 31: stoker.session.v1.StorageService.CreateSession:input_type -> stoker.session.v1.CreateSessionRequest
-	2,  // 32: stoker.session.v1.StorageService.GetSession:input_type -> stoker.session.v1.GetSessionRequest
-	3,  // 33: stoker.session.v1.StorageService.BatchGetSessions:input_type -> stoker.session.v1.BatchGetSessionsRequest
-	5,  // 34: stoker.session.v1.StorageService.UpdateSession:input_type -> stoker.session.v1.UpdateSessionRequest
-	6,  // 35: stoker.session.v1.StorageService.EndSession:input_type -> stoker.session.v1.EndSessionRequest
-	7,  // 36: stoker.session.v1.StorageService.DeleteSession:input_type -> stoker.session.v1.DeleteSessionRequest
-	8,  // 37: stoker.session.v1.StorageService.ListSessions:input_type -> stoker.session.v1.ListSessionsRequest
-	10, // 38: stoker.session.v1.StorageService.ListActiveUsers:input_type -> stoker.session.v1.ListActiveUsersRequest
-	13, // 39: stoker.session.v1.StorageService.RevokeUserSessions:input_type -> stoker.session.v1.RevokeUserSessionsRequest
-	15, // 40: stoker.session.v1.StorageService.GetTTL:input_type -> stoker.session.v1.GetTTLRequest
-	16, // 41: stoker.session.v1.StorageService.ExtendTTL:input_type -> stoker.session.v1.ExtendTTLRequest
-	18, // 42: stoker.session.v1.StorageService.BatchExtendTTL:input_type -> stoker.session.v1.BatchExtendTTLRequest
-	20, // 43: stoker.session.v1.StorageService.AppendEvents:input_type -> stoker.session.v1.AppendEventsRequest
-	22, // 44: stoker.session.v1.StorageService.ListEvents:input_type -> stoker.session.v1.ListEventsRequest
-	24, // 45: stoker.session.v1.StorageService.WatchEvents:input_type -> stoker.session.v1.WatchEventsRequest
-	26, // 46: stoker.session.v1.StorageService.Feed:input_type -> stoker.session.v1.FeedRequest
-	29, // 47: stoker.session.v1.StorageService.GetPolicy:input_type -> stoker.session.v1.GetPolicyRequest
-	30, // 48: stoker.session.v1.StorageService.SetPolicy:input_type -> stoker.session.v1.SetPolicyRequest
-	31, // 49: stoker.session.v1.StorageService.DeletePolicy:input_type -> stoker.session.v1.DeletePolicyRequest
-	32, // 50: stoker.session.v1.StorageService.ListPolicies:input_type -> stoker.session.v1.ListPoliciesRequest
-	41, // 51: stoker.session.v1.StorageService.CreateSession:output_type -> stoker.session.v1.Session
-	41, // 52: stoker.session.v1.StorageService.GetSession:output_type -> stoker.session.v1.Session
-	4,  // 53: stoker.session.v1.StorageService.BatchGetSessions:output_type -> stoker.session.v1.BatchGetSessionsResponse
-	41, // 54: stoker.session.v1.StorageService.UpdateSession:output_type -> stoker.session.v1.Session
-	41, // 55: stoker.session.v1.StorageService.EndSession:output_type -> stoker.session.v1.Session
-	50, // 56: stoker.session.v1.StorageService.DeleteSession:output_type -> google.protobuf.Empty
-	9,  // 57: stoker.session.v1.StorageService.ListSessions:output_type -> stoker.session.v1.ListSessionsResponse
-	11, // 58: stoker.session.v1.StorageService.ListActiveUsers:output_type -> stoker.session.v1.ListActiveUsersResponse
-	14, // 59: stoker.session.v1.StorageService.RevokeUserSessions:output_type -> stoker.session.v1.RevokeUserSessionsResponse
-	45, // 60: stoker.session.v1.StorageService.GetTTL:output_type -> stoker.session.v1.TTL
-	17, // 61: stoker.session.v1.StorageService.ExtendTTL:output_type -> stoker.session.v1.ExtendTTLResponse
-	19, // 62: stoker.session.v1.StorageService.BatchExtendTTL:output_type -> stoker.session.v1.BatchExtendTTLResponse
-	21, // 63: stoker.session.v1.StorageService.AppendEvents:output_type -> stoker.session.v1.AppendEventsResponse
-	23, // 64: stoker.session.v1.StorageService.ListEvents:output_type -> stoker.session.v1.ListEventsResponse
-	25, // 65: stoker.session.v1.StorageService.WatchEvents:output_type -> stoker.session.v1.WatchEventsResponse
-	27, // 66: stoker.session.v1.StorageService.Feed:output_type -> stoker.session.v1.FeedResponse
-	48, // 67: stoker.session.v1.StorageService.GetPolicy:output_type -> stoker.session.v1.ProjectPolicy
-	48, // 68: stoker.session.v1.StorageService.SetPolicy:output_type -> stoker.session.v1.ProjectPolicy
-	50, // 69: stoker.session.v1.StorageService.DeletePolicy:output_type -> google.protobuf.Empty
-	33, // 70: stoker.session.v1.StorageService.ListPolicies:output_type -> stoker.session.v1.ListPoliciesResponse
-	51, // [51:71] is the sub-list for method output_type
-	31, // [31:51] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	49, // 9: stoker.session.v1.TTLExplanation.ttl:type_name -> stoker.session.v1.TTL
+	39, // 10: stoker.session.v1.TTLExplanation.counts:type_name -> stoker.session.v1.TTLExplanation.CountsEntry
+	18, // 11: stoker.session.v1.TTLExplanation.decisions:type_name -> stoker.session.v1.Decision
+	50, // 12: stoker.session.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	50, // 13: stoker.session.v1.Decision.activity_time:type_name -> google.protobuf.Timestamp
+	0,  // 14: stoker.session.v1.Decision.outcome:type_name -> stoker.session.v1.ExtendTTLResponse.Outcome
+	50, // 15: stoker.session.v1.Decision.expire_time_before:type_name -> google.protobuf.Timestamp
+	50, // 16: stoker.session.v1.Decision.expire_time_after:type_name -> google.protobuf.Timestamp
+	50, // 17: stoker.session.v1.ExtendTTLRequest.activity_time:type_name -> google.protobuf.Timestamp
+	40, // 18: stoker.session.v1.ExtendTTLRequest.counts:type_name -> stoker.session.v1.ExtendTTLRequest.CountsEntry
+	0,  // 19: stoker.session.v1.ExtendTTLResponse.outcome:type_name -> stoker.session.v1.ExtendTTLResponse.Outcome
+	49, // 20: stoker.session.v1.ExtendTTLResponse.before:type_name -> stoker.session.v1.TTL
+	49, // 21: stoker.session.v1.ExtendTTLResponse.after:type_name -> stoker.session.v1.TTL
+	19, // 22: stoker.session.v1.BatchExtendTTLRequest.items:type_name -> stoker.session.v1.ExtendTTLRequest
+	41, // 23: stoker.session.v1.BatchExtendTTLResponse.results:type_name -> stoker.session.v1.BatchExtendTTLResponse.Result
+	51, // 24: stoker.session.v1.AppendEventsRequest.events:type_name -> stoker.session.v1.Event
+	52, // 25: stoker.session.v1.ListEventsRequest.wait:type_name -> google.protobuf.Duration
+	51, // 26: stoker.session.v1.ListEventsResponse.events:type_name -> stoker.session.v1.Event
+	52, // 27: stoker.session.v1.ListEventsResponse.poll_after:type_name -> google.protobuf.Duration
+	51, // 28: stoker.session.v1.WatchEventsResponse.event:type_name -> stoker.session.v1.Event
+	42, // 29: stoker.session.v1.FeedRequest.open:type_name -> stoker.session.v1.FeedRequest.Open
+	43, // 30: stoker.session.v1.FeedRequest.acks:type_name -> stoker.session.v1.FeedRequest.Ack
+	31, // 31: stoker.session.v1.FeedResponse.entries:type_name -> stoker.session.v1.FeedEntry
+	51, // 32: stoker.session.v1.FeedEntry.event:type_name -> stoker.session.v1.Event
+	50, // 33: stoker.session.v1.FeedEntry.append_time:type_name -> google.protobuf.Timestamp
+	45, // 34: stoker.session.v1.SetPolicyRequest.policy:type_name -> stoker.session.v1.TTLPolicy
+	53, // 35: stoker.session.v1.ListPoliciesResponse.policies:type_name -> stoker.session.v1.ProjectPolicy
+	46, // 36: stoker.session.v1.BatchGetSessionsResponse.Result.session:type_name -> stoker.session.v1.Session
+	54, // 37: stoker.session.v1.BatchGetSessionsResponse.Result.error:type_name -> google.rpc.Status
+	20, // 38: stoker.session.v1.BatchExtendTTLResponse.Result.response:type_name -> stoker.session.v1.ExtendTTLResponse
+	54, // 39: stoker.session.v1.BatchExtendTTLResponse.Result.error:type_name -> google.rpc.Status
+	1,  // 40: stoker.session.v1.StorageService.CreateSession:input_type -> stoker.session.v1.CreateSessionRequest
+	2,  // 41: stoker.session.v1.StorageService.GetSession:input_type -> stoker.session.v1.GetSessionRequest
+	3,  // 42: stoker.session.v1.StorageService.BatchGetSessions:input_type -> stoker.session.v1.BatchGetSessionsRequest
+	5,  // 43: stoker.session.v1.StorageService.UpdateSession:input_type -> stoker.session.v1.UpdateSessionRequest
+	6,  // 44: stoker.session.v1.StorageService.EndSession:input_type -> stoker.session.v1.EndSessionRequest
+	7,  // 45: stoker.session.v1.StorageService.DeleteSession:input_type -> stoker.session.v1.DeleteSessionRequest
+	8,  // 46: stoker.session.v1.StorageService.ListSessions:input_type -> stoker.session.v1.ListSessionsRequest
+	10, // 47: stoker.session.v1.StorageService.ListActiveUsers:input_type -> stoker.session.v1.ListActiveUsersRequest
+	13, // 48: stoker.session.v1.StorageService.RevokeUserSessions:input_type -> stoker.session.v1.RevokeUserSessionsRequest
+	15, // 49: stoker.session.v1.StorageService.GetTTL:input_type -> stoker.session.v1.GetTTLRequest
+	16, // 50: stoker.session.v1.StorageService.ExplainTTL:input_type -> stoker.session.v1.ExplainTTLRequest
+	19, // 51: stoker.session.v1.StorageService.ExtendTTL:input_type -> stoker.session.v1.ExtendTTLRequest
+	21, // 52: stoker.session.v1.StorageService.BatchExtendTTL:input_type -> stoker.session.v1.BatchExtendTTLRequest
+	23, // 53: stoker.session.v1.StorageService.AppendEvents:input_type -> stoker.session.v1.AppendEventsRequest
+	25, // 54: stoker.session.v1.StorageService.ListEvents:input_type -> stoker.session.v1.ListEventsRequest
+	27, // 55: stoker.session.v1.StorageService.WatchEvents:input_type -> stoker.session.v1.WatchEventsRequest
+	29, // 56: stoker.session.v1.StorageService.Feed:input_type -> stoker.session.v1.FeedRequest
+	32, // 57: stoker.session.v1.StorageService.GetPolicy:input_type -> stoker.session.v1.GetPolicyRequest
+	33, // 58: stoker.session.v1.StorageService.SetPolicy:input_type -> stoker.session.v1.SetPolicyRequest
+	34, // 59: stoker.session.v1.StorageService.DeletePolicy:input_type -> stoker.session.v1.DeletePolicyRequest
+	35, // 60: stoker.session.v1.StorageService.ListPolicies:input_type -> stoker.session.v1.ListPoliciesRequest
+	46, // 61: stoker.session.v1.StorageService.CreateSession:output_type -> stoker.session.v1.Session
+	46, // 62: stoker.session.v1.StorageService.GetSession:output_type -> stoker.session.v1.Session
+	4,  // 63: stoker.session.v1.StorageService.BatchGetSessions:output_type -> stoker.session.v1.BatchGetSessionsResponse
+	46, // 64: stoker.session.v1.StorageService.UpdateSession:output_type -> stoker.session.v1.Session
+	46, // 65: stoker.session.v1.StorageService.EndSession:output_type -> stoker.session.v1.Session
+	55, // 66: stoker.session.v1.StorageService.DeleteSession:output_type -> google.protobuf.Empty
+	9,  // 67: stoker.session.v1.StorageService.ListSessions:output_type -> stoker.session.v1.ListSessionsResponse
+	11, // 68: stoker.session.v1.StorageService.ListActiveUsers:output_type -> stoker.session.v1.ListActiveUsersResponse
+	14, // 69: stoker.session.v1.StorageService.RevokeUserSessions:output_type -> stoker.session.v1.RevokeUserSessionsResponse
+	49, // 70: stoker.session.v1.StorageService.GetTTL:output_type -> stoker.session.v1.TTL
+	17, // 71: stoker.session.v1.StorageService.ExplainTTL:output_type -> stoker.session.v1.TTLExplanation
+	20, // 72: stoker.session.v1.StorageService.ExtendTTL:output_type -> stoker.session.v1.ExtendTTLResponse
+	22, // 73: stoker.session.v1.StorageService.BatchExtendTTL:output_type -> stoker.session.v1.BatchExtendTTLResponse
+	24, // 74: stoker.session.v1.StorageService.AppendEvents:output_type -> stoker.session.v1.AppendEventsResponse
+	26, // 75: stoker.session.v1.StorageService.ListEvents:output_type -> stoker.session.v1.ListEventsResponse
+	28, // 76: stoker.session.v1.StorageService.WatchEvents:output_type -> stoker.session.v1.WatchEventsResponse
+	30, // 77: stoker.session.v1.StorageService.Feed:output_type -> stoker.session.v1.FeedResponse
+	53, // 78: stoker.session.v1.StorageService.GetPolicy:output_type -> stoker.session.v1.ProjectPolicy
+	53, // 79: stoker.session.v1.StorageService.SetPolicy:output_type -> stoker.session.v1.ProjectPolicy
+	55, // 80: stoker.session.v1.StorageService.DeletePolicy:output_type -> google.protobuf.Empty
+	36, // 81: stoker.session.v1.StorageService.ListPolicies:output_type -> stoker.session.v1.ListPoliciesResponse
+	61, // [61:82] is the sub-list for method output_type
+	40, // [40:61] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_stoker_session_v1_storage_service_proto_init() }
@@ -2625,13 +2921,13 @@ func file_stoker_session_v1_storage_service_proto_init() {
 		return
 	}
 	file_stoker_session_v1_session_proto_init()
-	file_stoker_session_v1_storage_service_proto_msgTypes[21].OneofWrappers = []any{}
-	file_stoker_session_v1_storage_service_proto_msgTypes[23].OneofWrappers = []any{}
-	file_stoker_session_v1_storage_service_proto_msgTypes[34].OneofWrappers = []any{
+	file_stoker_session_v1_storage_service_proto_msgTypes[24].OneofWrappers = []any{}
+	file_stoker_session_v1_storage_service_proto_msgTypes[26].OneofWrappers = []any{}
+	file_stoker_session_v1_storage_service_proto_msgTypes[37].OneofWrappers = []any{
 		(*BatchGetSessionsResponse_Result_Session)(nil),
 		(*BatchGetSessionsResponse_Result_Error)(nil),
 	}
-	file_stoker_session_v1_storage_service_proto_msgTypes[35].OneofWrappers = []any{
+	file_stoker_session_v1_storage_service_proto_msgTypes[40].OneofWrappers = []any{
 		(*BatchExtendTTLResponse_Result_Response)(nil),
 		(*BatchExtendTTLResponse_Result_Error)(nil),
 	}
@@ -2641,7 +2937,7 @@ func file_stoker_session_v1_storage_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stoker_session_v1_storage_service_proto_rawDesc), len(file_stoker_session_v1_storage_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   38,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,6 +30,7 @@ const (
 	StorageService_ListActiveUsers_FullMethodName    = "/stoker.session.v1.StorageService/ListActiveUsers"
 	StorageService_RevokeUserSessions_FullMethodName = "/stoker.session.v1.StorageService/RevokeUserSessions"
 	StorageService_GetTTL_FullMethodName             = "/stoker.session.v1.StorageService/GetTTL"
+	StorageService_ExplainTTL_FullMethodName         = "/stoker.session.v1.StorageService/ExplainTTL"
 	StorageService_ExtendTTL_FullMethodName          = "/stoker.session.v1.StorageService/ExtendTTL"
 	StorageService_BatchExtendTTL_FullMethodName     = "/stoker.session.v1.StorageService/BatchExtendTTL"
 	StorageService_AppendEvents_FullMethodName       = "/stoker.session.v1.StorageService/AppendEvents"
@@ -75,6 +76,9 @@ type StorageServiceClient interface {
 	RevokeUserSessions(ctx context.Context, in *RevokeUserSessionsRequest, opts ...grpc.CallOption) (*RevokeUserSessionsResponse, error)
 	// GetTTL returns a session's deadline and how far it can still move.
 	GetTTL(ctx context.Context, in *GetTTLRequest, opts ...grpc.CallOption) (*TTL, error)
+	// ExplainTTL tells why a session was or was not extended: its deadline, what
+	// activity it had, and what became of the latest reports of activity.
+	ExplainTTL(ctx context.Context, in *ExplainTTLRequest, opts ...grpc.CallOption) (*TTLExplanation, error)
 	// ExtendTTL reports an activity and extends the deadline where the policy
 	// says so. It judges by the time of the activity, not of the call; the same
 	// call twice never extends twice. An unknown session is an outcome, not an
@@ -206,6 +210,16 @@ func (c *storageServiceClient) GetTTL(ctx context.Context, in *GetTTLRequest, op
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TTL)
 	err := c.cc.Invoke(ctx, StorageService_GetTTL_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storageServiceClient) ExplainTTL(ctx context.Context, in *ExplainTTLRequest, opts ...grpc.CallOption) (*TTLExplanation, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TTLExplanation)
+	err := c.cc.Invoke(ctx, StorageService_ExplainTTL_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -357,6 +371,9 @@ type StorageServiceServer interface {
 	RevokeUserSessions(context.Context, *RevokeUserSessionsRequest) (*RevokeUserSessionsResponse, error)
 	// GetTTL returns a session's deadline and how far it can still move.
 	GetTTL(context.Context, *GetTTLRequest) (*TTL, error)
+	// ExplainTTL tells why a session was or was not extended: its deadline, what
+	// activity it had, and what became of the latest reports of activity.
+	ExplainTTL(context.Context, *ExplainTTLRequest) (*TTLExplanation, error)
 	// ExtendTTL reports an activity and extends the deadline where the policy
 	// says so. It judges by the time of the activity, not of the call; the same
 	// call twice never extends twice. An unknown session is an outcome, not an
@@ -423,6 +440,9 @@ func (UnimplementedStorageServiceServer) RevokeUserSessions(context.Context, *Re
 }
 func (UnimplementedStorageServiceServer) GetTTL(context.Context, *GetTTLRequest) (*TTL, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetTTL not implemented")
+}
+func (UnimplementedStorageServiceServer) ExplainTTL(context.Context, *ExplainTTLRequest) (*TTLExplanation, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainTTL not implemented")
 }
 func (UnimplementedStorageServiceServer) ExtendTTL(context.Context, *ExtendTTLRequest) (*ExtendTTLResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ExtendTTL not implemented")
@@ -655,6 +675,24 @@ func _StorageService_GetTTL_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StorageService_ExplainTTL_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainTTLRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StorageServiceServer).ExplainTTL(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StorageService_ExplainTTL_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StorageServiceServer).ExplainTTL(ctx, req.(*ExplainTTLRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _StorageService_ExtendTTL_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ExtendTTLRequest)
 	if err := dec(in); err != nil {
@@ -863,6 +901,10 @@ var StorageService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetTTL",
 			Handler:    _StorageService_GetTTL_Handler,
+		},
+		{
+			MethodName: "ExplainTTL",
+			Handler:    _StorageService_ExplainTTL_Handler,
 		},
 		{
 			MethodName: "ExtendTTL",

@@ -33,6 +33,8 @@ const (
 	effectPolicy = 8 // a project's policy, absent when deleted
 	effectFeedAt = 9 // the last cursor a shard's feed gave out
 	effectLogAt  = 10
+	// effectHistory is the latest decision about a session and its counts.
+	effectHistory = 11
 )
 
 // txn is one change: it collects effects while a lock is held.
@@ -269,6 +271,8 @@ func (s *Store) apply(kind byte, f fields) error {
 		return s.applyEvent(f)
 	case effectLogAt:
 		return s.applyLogAt(f)
+	case effectHistory:
+		return s.applyHistory(f)
 	case effectFeed:
 		e := &sessionv1.FeedEntry{}
 		if err := proto.Unmarshal(f.bytes(1), e); err != nil {
@@ -476,6 +480,7 @@ func (s *Store) snapshotShard(tx *txn, sh *shard, flush func() error) error {
 			for _, e := range x.log.events {
 				tx.event(x, e.event)
 			}
+			tx.wholeHistory(x)
 			tx.add(effectLogAt, field(field(nil, 1, id), 2, x.log.trimmed.String()))
 		}
 		sh.mu.Unlock()

@@ -237,6 +237,8 @@ type session struct {
 	purgeAt int64
 	request string
 	log     eventLog
+	// history is what became of its activity; nil for nothing yet.
+	history *lifetime.History
 }
 
 func (x *session) userKey() string {

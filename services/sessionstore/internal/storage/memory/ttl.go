@@ -46,6 +46,7 @@ func (s *Store) extend(a storage.Activity) (*sessionv1.ExtendTTLResponse, uint64
 	}
 	before := x.state
 	outcome, after := lifetime.Extend(x.terms, before, at, a.EventID, now)
+	x.remember(lifetime.NewDecision(outcome, before, after, at, now, a.Kind, a.EventID, 0), a)
 	resp := lifetime.Response(outcome, x.terms, before, after, at, x.over, x.view.GetTtlPolicy(), now)
 	if after.LastActivity == before.LastActivity && outcome != sessionv1.ExtendTTLResponse_EXTENDED {
 		sh.mu.Unlock()
@@ -68,8 +69,39 @@ func (s *Store) extend(a storage.Activity) (*sessionv1.ExtendTTLResponse, uint64
 		x.refresh(now, nil)
 	}
 	tx.hot(x)
+	tx.history(x)
 	seq, err := s.write(tx)
 	return resp, seq, err
+}
+
+// remember adds a decision to the session's history.
+func (x *session) remember(d lifetime.Decision, a storage.Activity) {
+	if x.history.Repeats(d) {
+		return
+	}
+	counts, sum := a.Stands()
+	d.Activities = sum
+	x.history = x.history.Add(d, counts, x.state.LastActivity)
+}
+
+// Explain tells what became of a session's activity.
+func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, error) {
+	if err := s.usable(ctx); err != nil {
+		return storage.Explanation{}, err
+	}
+	sh := s.shardOf(id)
+	if sh == nil {
+		return storage.Explanation{}, storage.ErrNotFound
+	}
+	sh.mu.Lock()
+	x := sh.sessions[id]
+	if x == nil {
+		sh.mu.Unlock()
+		return storage.Explanation{}, storage.ErrNotFound
+	}
+	h, terms := x.history, x.terms
+	sh.mu.Unlock()
+	return storage.Explain(h, terms), nil
 }
 
 func missing() *sessionv1.ExtendTTLResponse {

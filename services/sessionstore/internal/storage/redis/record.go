@@ -37,7 +37,7 @@ func hash(in *sessionv1.Session, request string) ([]any, error) {
 		"exp", lifetime.Millis(in.GetExpireTime()), "ext", in.GetExtensionCount(),
 		"act", lifetime.Millis(in.GetLastActivityTime()), "cause", 0,
 		"rev", max(1, in.GetRevision()), "upd", lifetime.Millis(in.GetUpdateTime()),
-		"crt", t.Create, "step", t.Extension, "max", t.Max, "below", t.ExtendBelow, "minint", t.MinInterval,
+		"crt", t.Create, "step", t.Extension, "max", t.Max, "below", t.ExtendBelow, "minint", t.MinInterval, "window", t.ActiveWindow,
 		"strategy", int(t.Strategy), "cap", t.Cap,
 		"pm", in.GetProject() + "\x00" + in.GetUser() + "\x00" + in.GetId(),
 	}

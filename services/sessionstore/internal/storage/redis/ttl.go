@@ -3,6 +3,12 @@ package redis
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	goredis "github.com/redis/go-redis/v9"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
@@ -44,7 +50,14 @@ func (s *Store) extendArgs(a storage.Activity) []any {
 	if !a.Time.IsZero() {
 		at = a.Time.UnixMilli()
 	}
-	return []any{a.SessionID, at, a.EventID, a.Kind, a.Traceparent, s.opts.MaxEvents, s.keep(), lifetime.MaxCauses}
+	counts, sum := a.Stands()
+	args := append(make([]any, 0, 13),
+		a.SessionID, at, a.EventID, a.Kind, a.Traceparent, s.opts.MaxEvents, s.keep(), lifetime.MaxCauses,
+		lifetime.MaxDecisions, lifetime.MaxKinds, sum)
+	for kind, n := range counts {
+		args = append(args, kind, n)
+	}
+	return args
 }
 
 // Places in the reply of extend.lua.
@@ -82,6 +95,70 @@ func (s *Store) extended(r reply, err error) storage.ExtendResult {
 	return storage.ExtendResult{
 		Response: lifetime.Response(outcome, terms, state(exBefore), state(exAfter), r.num(exActivity), over, policy, r.num(exNow)),
 	}
+}
+
+// Explain tells what became of a session's activity.
+func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, error) {
+	if err := s.usable(ctx); err != nil {
+		return storage.Explanation{}, err
+	}
+	sh := s.shardOf(id)
+	if sh == nil {
+		return storage.Explanation{}, storage.ErrNotFound
+	}
+	ctx, end := s.span(ctx, "explain")
+	cmd := goredis.NewSliceCmd(ctx, "hmget", sh.session(id), "crt", "pol", "dec", "kind", "kinds")
+	err := failure(s.conn.do(ctx, cmd))
+	end(err)
+	if err != nil {
+		return storage.Explanation{}, err
+	}
+	return s.explanation(cmd.Val())
+}
+
+func (s *Store) explanation(vals []any) (storage.Explanation, error) {
+	if len(vals) != 5 || vals[0] == nil {
+		return storage.Explanation{}, storage.ErrNotFound
+	}
+	r := reply(vals)
+	policy, err := s.policies.decode(r.text(1))
+	if err != nil {
+		return storage.Explanation{}, err
+	}
+	h := &lifetime.History{Kind: r.text(3), Counts: map[string]int64{}}
+	for pair := range strings.SplitSeq(strings.Trim(r.text(4), ";"), ";") {
+		if kind, n, ok := strings.Cut(pair, "="); ok {
+			h.Counts[kind], _ = strconv.ParseInt(n, 10, 64)
+		}
+	}
+	for line := range strings.Lines(r.text(2)) {
+		d, err := parseDecision(line)
+		if err != nil {
+			return storage.Explanation{}, err
+		}
+		h.Decisions = append(h.Decisions, d)
+	}
+	slices.Reverse(h.Decisions) // the script keeps the newest first
+	return storage.Explain(h, lifetime.NewTerms(r.num(0), policy)), nil
+}
+
+// parseDecision reads a line as extend.lua writes it.
+func parseDecision(line string) (lifetime.Decision, error) {
+	parts := strings.Split(strings.TrimSuffix(line, "\n"), " ")
+	if len(parts) != 11 {
+		return lifetime.Decision{}, fmt.Errorf("stored decision: %d parts", len(parts))
+	}
+	var n [9]int64
+	for i := range n {
+		var err error
+		if n[i], err = strconv.ParseInt(parts[i], 10, 64); err != nil {
+			return lifetime.Decision{}, fmt.Errorf("stored decision: %w", err)
+		}
+	}
+	return lifetime.Decision{
+		At: n[0], Activity: n[1], Outcome: sessionv1.ExtendTTLResponse_Outcome(n[2]), Expire: n[3], Count: int32(n[4]),
+		Cause: n[5], After: n[6], Activities: n[7], Repeats: n[8], EventID: parts[9], Kind: parts[10],
+	}, nil
 }
 
 func missing() *sessionv1.ExtendTTLResponse {

@@ -1,12 +1,14 @@
 -- ARGV: prefix, id, activity time ('' for now), event id, kind, traceparent,
--- most events, keep (ms after the deadline), causes remembered.
+-- most events, keep (ms after the deadline), causes remembered, decisions
+-- remembered, kinds remembered, activities it stands for, then kinds and how
+-- many activities of each.
 -- The rules are those of lifetime.Extend; the two are tested against each
 -- other. Returns {-1} for none, else
 -- {outcome, now, activity, state, policy, create, before: exp, ext, act, cause,
 --  after: exp, ext, act, cause}.
 local id = ARGV[2]
 local s = key('session', id)
-local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'step', 'max', 'below', 'minint', 'strategy', 'cap', 'pol', 'causes', 'forgot')
+local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'step', 'max', 'below', 'minint', 'strategy', 'cap', 'pol', 'causes', 'forgot', 'dec', 'kinds')
 if not v[1] then return {-1} end
 local now = now_ms()
 local at = now
@@ -42,7 +44,54 @@ end
 local outcome = judge()
 if outcome == EXTENDED then
   exp2, ext2, cause2 = math.min(exp + step, cap), ext + 1, math.max(cause, at)
-  redis.call('HSET', s, 'exp', int(exp2), 'ext', int(ext2), 'act', int(act2), 'cause', int(cause2))
+end
+local changes = {}
+local function set(field, value)
+  changes[#changes + 1] = field
+  changes[#changes + 1] = value
+end
+
+-- What lifetime.History does: the newest decision is the first line, and one
+-- that changed nothing takes the place of one before it with the same outcome.
+local function remember()
+  local dec, kinds = v[16] or '', v[17] or ';'
+  local first = string.match(dec, '^[^\n]*')
+  local _, act1, outcome1, _, _, _, _, n1, times1, event1 =
+    string.match(first, '^(%d+) (%-?%d+) (%d) (%-?%d+) (%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%S*)')
+  if act1 and ARGV[4] ~= '' and event1 == ARGV[4] and act1 == int(at) then return end
+  local n, times = tonumber(ARGV[12]), 1
+  if act1 and outcome ~= EXTENDED and tonumber(outcome1) == outcome then
+    n, times = n + tonumber(n1), times + tonumber(times1)
+    dec = string.sub(dec, #first + 2)
+  end
+  dec = table.concat({int(now), int(at), outcome, int(exp), int(ext), int(cause), int(exp2), int(n), int(times), ARGV[4], ARGV[5]}, ' ') .. '\n' .. dec
+  local _, lines = string.gsub(dec, '\n', '\n')
+  if lines > tonumber(ARGV[10]) then dec = string.match(dec, '^(.*\n)[^\n]*\n$') end
+  set('dec', dec)
+  if outcome == TOO_LATE or outcome == ENDED then return end
+  if at >= act then set('kind', ARGV[5]) end
+  for i = 13, #ARGV, 2 do
+    local kind, more = ARGV[i], tonumber(ARGV[i + 1])
+    local from, to, old = string.find(kinds, ';' .. kind .. '=(%d+);')
+    if not from then
+      local _, known = string.gsub(kinds, '=', '=')
+      if known >= tonumber(ARGV[11]) then
+        kind = 'other'
+        from, to, old = string.find(kinds, ';other=(%d+);')
+      end
+    end
+    if from then
+      kinds = string.sub(kinds, 1, from) .. kind .. '=' .. int(tonumber(old) + more) .. string.sub(kinds, to)
+    else
+      kinds = kinds .. kind .. '=' .. int(more) .. ';'
+    end
+  end
+  if #ARGV > 12 then set('kinds', kinds) end
+end
+remember()
+
+if outcome == EXTENDED then
+  redis.call('HSET', s, 'exp', int(exp2), 'ext', int(ext2), 'act', int(act2), 'cause', int(cause2), unpack(changes))
   redis.call('HINCRBY', s, 'rev', 1)
   if strat == '3' then
     causes = causes .. ARGV[4] .. '\t' .. int(at) .. '\n'
@@ -59,7 +108,8 @@ if outcome == EXTENDED then
   lifecycle(id, 'session:extended', now, tonumber(ARGV[7]), {
     'x', int(exp2), 'c', int(ext2), 'b', int(exp), 'm', int(max), 'a', int(at), 'k', ARGV[5], 'i', ARGV[4], 'p', ARGV[6]})
   keep_until(id, exp2 + tonumber(ARGV[8]))
-elseif act2 ~= act then
-  redis.call('HSET', s, 'act', int(act2))
+else
+  if act2 ~= act then set('act', int(act2)) end
+  if #changes > 0 then redis.call('HSET', s, unpack(changes)) end
 end
 return {outcome, int(now), int(at), v[1], v[13], v[6], int(exp), int(ext), int(act), int(cause), int(exp2), int(ext2), int(act2), int(cause2)}
