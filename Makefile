@@ -45,8 +45,9 @@ test-short: deps ## Run the quick tests only
 	@for m in $(MODULES); do echo "== test -short $$m"; go -C $$m test -short -timeout 5m ./...; done
 
 .PHONY: e2e
-e2e: deps build $(BIN)/.gen ## Run the slow suites: built binaries, Redis Cluster, churn
+e2e: deps build $(BIN)/.gen ## Run the slow suites: built binaries, Redis Cluster, churn, 100,000 steps of the lifetime model
 	go -C services/sessionstore test -race -tags e2e -timeout 15m -run 'Cluster' -v ./internal/storage/redis/ | grep -Ev '^(=== |\s+--- PASS)'
+	go -C services/sessionstore test -race -timeout 15m -run 'TestModelLifetimes' -v ./internal/storage/memory ./internal/storage/redis -rapid.checks=1700 | grep -E 'steps|^(---|ok|FAIL|panic)|\[rapid\]'
 	go -C services/standalone test -tags e2e -timeout 20m -v ./e2e/...
 
 .PHONY: bench

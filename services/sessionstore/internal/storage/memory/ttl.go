@@ -138,8 +138,10 @@ func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult,
 		now := s.now()
 		sh.mu.Lock()
 		tx := s.begin(sh)
+		// As of before the sweep: what it appends itself holds nobody up.
+		watermark := sh.feed.settled()
 		warned, looked := s.warn(tx, now)
-		expired, held := s.expire(tx, now)
+		expired, held := s.expire(tx, now, watermark)
 		purged := s.purge(tx, now)
 		r.Warned += warned
 		r.Expired += expired
@@ -167,20 +169,19 @@ func (s *Store) warn(tx *txn, now int64) (warned, looked int) {
 	})
 	for _, x := range list {
 		sh.warnings.Delete(due{x.state.Expire - x.terms.ExtendBelow, x.view.GetId()})
-		if x.state.Expire <= now {
-			continue // too late to warn of
-		}
 		x.warned = x.state.Expire
 		tx.hot(x)
+		if x.state.Expire <= now {
+			continue // too late to warn of, also after a restart or when the clock is set back
+		}
 		s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeExpiring, At: now, Expire: x.state.Expire})
 		warned++
 	}
 	return warned, len(list)
 }
 
-func (s *Store) expire(tx *txn, now int64) (expired, held int) {
+func (s *Store) expire(tx *txn, now, watermark int64) (expired, held int) {
 	sh := tx.shard
-	watermark := sh.feed.settled()
 	settle := s.opts.SettleMax.Milliseconds()
 	var list []*session
 	sh.deadlines.Ascend(func(d due) bool {

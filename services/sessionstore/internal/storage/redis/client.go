@@ -19,6 +19,10 @@ import (
 // which kind of deployment it is, and that go-redis pipelines by itself.
 type conn struct {
 	base goredis.UniversalClient
+	// blocking is for the one command that blocks: it takes no connection from
+	// the others, and closing it ends the wait at once, which the end of a
+	// context would not.
+	blocking goredis.UniversalClient
 	// auto pipelines the commands of concurrent callers, which is most of the
 	// throughput there is to win. It runs a batch under a context of its own:
 	// do bounds a caller's wait.
@@ -57,6 +61,9 @@ func dial(raw string, timeout time.Duration) (*conn, error) {
 		opts.TLSConfig = tlsConfig()
 	}
 	c.base = goredis.NewUniversalClient(opts)
+	alone := *opts
+	alone.PoolSize = 2
+	c.blocking = goredis.NewUniversalClient(&alone)
 	switch client := c.base.(type) {
 	case *goredis.ClusterClient:
 		c.cluster = true
@@ -67,7 +74,7 @@ func dial(raw string, timeout time.Duration) (*conn, error) {
 		err = fmt.Errorf("unexpected client %T", c.base)
 	}
 	if err != nil {
-		return nil, errors.Join(err, c.base.Close())
+		return nil, errors.Join(err, c.base.Close(), c.blocking.Close())
 	}
 	return c, nil
 }

@@ -33,7 +33,8 @@ type scripts struct {
 	create, update, end, remove, revoke, append, extend, sweep, ack, join, lease, policy, meta, census *script
 }
 
-func loadScripts() (*scripts, error) {
+// loadScripts reads them; before goes in front of each.
+func loadScripts(before string) (*scripts, error) {
 	lib, err := scriptFiles.ReadFile("scripts/lib.lua")
 	if err != nil {
 		return nil, err
@@ -48,7 +49,7 @@ func loadScripts() (*scripts, error) {
 		if err != nil {
 			return nil, err
 		}
-		text := string(lib) + "\n" + string(body)
+		text := before + string(lib) + "\n" + string(body)
 		sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts
 		*dst = &script{name: name, body: text, sha: hex.EncodeToString(sum[:])}
 	}

@@ -46,6 +46,10 @@ type Options struct {
 	Tracer trace.TracerProvider
 	// Log tells of a feed that cannot be read; nothing where nil.
 	Log *slog.Logger
+
+	// scriptHead goes in front of every script; empty but in tests, which set
+	// the clock there.
+	scriptHead string
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -116,7 +120,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	sc, err := loadScripts()
+	sc, err := loadScripts(opts.scriptHead)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +136,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		s.shards = append(s.shards, &shard{n: n, p: prefix(n)})
 	}
 	if err := s.checkMeta(ctx); err != nil {
-		return nil, errors.Join(err, c.close())
+		return nil, errors.Join(err, c.close(), c.blocking.Close())
 	}
 	s.tail = newTail(s)
 	s.work.Go(s.tail.run)
@@ -169,8 +173,9 @@ func (s *Store) Status(ctx context.Context) storage.Status {
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
 		close(s.closed)
+		s.closeErr = s.conn.blocking.Close()
 		s.work.Wait()
-		s.closeErr = s.conn.close()
+		s.closeErr = errors.Join(s.closeErr, s.conn.close())
 	})
 	return s.closeErr
 }

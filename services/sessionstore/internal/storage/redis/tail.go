@@ -94,7 +94,7 @@ func (t *tail) run() {
 			failures = 0
 			continue
 		}
-		if ctx.Err() != nil {
+		if t.s.usable(ctx) != nil {
 			return
 		}
 		if failures++; failures&(failures-1) == 0 { // the 1st, 2nd, 4th, 8th ... in a row
@@ -165,7 +165,7 @@ func (t *tail) block(ctx context.Context) ([]goredis.XStream, error) {
 	// without a word must keep neither Close nor the waiters for that long.
 	ctx, cancel := context.WithTimeout(ctx, tailBlock+t.s.opts.Timeout)
 	defer cancel()
-	streams, err := t.s.conn.base.XRead(ctx, &goredis.XReadArgs{
+	streams, err := t.s.conn.blocking.XRead(ctx, &goredis.XReadArgs{
 		Streams: append(keys, t.last...), Count: tailCount, Block: tailBlock,
 	}).Result()
 	if errors.Is(err, goredis.Nil) {

@@ -1,0 +1,56 @@
+package memory_test
+
+import (
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
+)
+
+func TestModelLifetimes(t *testing.T) {
+	for name, durable := range map[string]bool{"memory": false, "durable": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if n := storagetest.CheckLifetimes(t, func() storagetest.ModelStore { return modelStore(t, durable) }); n < 5000 {
+				t.Errorf("%d steps, want at least 5000", n)
+			}
+		})
+	}
+}
+
+func modelStore(t *testing.T, durable bool) storagetest.ModelStore {
+	t.Helper()
+	var now atomic.Int64
+	o := storagetest.OptionsFor(time.Second)
+	opts := memory.Options{
+		Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents, SettleMax: o.SettleMax, Retention: o.Retention,
+		Clock: func() time.Time { return time.UnixMilli(now.Load()) },
+	}
+	if durable {
+		opts.DataDir = t.TempDir()
+	}
+	var s *memory.Store
+	start := func() storage.Store {
+		var err error
+		if s, err = memory.New(opts); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	stop := func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	ms := storagetest.ModelStore{Store: start(), SetClock: now.Store, Close: stop}
+	if durable {
+		ms.Restart = func() storage.Store {
+			stop()
+			return start()
+		}
+	}
+	return ms
+}

@@ -1,0 +1,32 @@
+package redis
+
+// ClockKey holds the time of the scripts of a store opened with SetClockByKey,
+// in Unix ms. It is on no slot of a session: a single server only.
+const ClockKey = "test-clock"
+
+// clockHead makes a script take the time from ClockKey: what TIME answers, and
+// the ids that XADD makes up.
+const clockHead = `
+local server = redis
+local redis = {call = function(...)
+  local a = {...}
+  if a[1] == 'TIME' then
+    local ms = tonumber(server.call('GET', '` + ClockKey + `'))
+    return {string.format('%.0f', math.floor(ms / 1000)), string.format('%.0f', ms % 1000 * 1000)}
+  end
+  if a[1] == 'XADD' and a[3] == '*' then
+    local ms = tonumber(server.call('GET', '` + ClockKey + `'))
+    if server.call('EXISTS', a[2]) == 1 then
+      local info = server.call('XINFO', 'STREAM', a[2])
+      for i = 1, #info, 2 do
+        if info[i] == 'last-generated-id' then ms = math.max(ms, tonumber(string.match(info[i + 1], '^%d+'))) end
+      end
+    end
+    a[3] = string.format('%.0f', ms) .. '-*'
+  end
+  return server.call(unpack(a))
+end}
+`
+
+// SetClockByKey makes the scripts of a store tell the time by ClockKey.
+func (o *Options) SetClockByKey() { o.scriptHead = clockHead }
