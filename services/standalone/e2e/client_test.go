@@ -84,16 +84,14 @@ func (d deployment) eventTypes(t *testing.T, id string) map[string]int {
 	}
 }
 
-// metric sums the samples of a Prometheus metric.
-func metric(t *testing.T, url, name string) float64 {
+// samples calls fn for every sample of a Prometheus metric.
+func samples(t *testing.T, url, name string, fn func(labels string, v float64)) {
 	t.Helper()
 	resp, err := http.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var sum float64
-	found := false
 	sc := bufio.NewScanner(resp.Body)
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
@@ -101,17 +99,55 @@ func metric(t *testing.T, url, name string) float64 {
 		if !strings.HasPrefix(line, name) || (line[len(name)] != '{' && line[len(name)] != ' ') {
 			continue
 		}
-		v, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+		end := strings.LastIndexByte(line, ' ')
+		v, err := strconv.ParseFloat(line[end+1:], 64)
 		if err != nil {
 			t.Fatalf("%s: %v", line, err)
 		}
-		sum += v
-		found = true
+		fn(line[len(name):end], v)
 	}
+	if err := sc.Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// metric sums the samples of a metric, which must be there.
+func metric(t *testing.T, url, name string) float64 {
+	t.Helper()
+	sum, found := 0.0, false
+	samples(t, url, name, func(_ string, v float64) { sum, found = sum+v, true })
 	if !found {
 		t.Fatalf("%s has no metric %s", url, name)
 	}
 	return sum
+}
+
+// metricWhere sums the samples with all of these labels, 0 for none.
+func metricWhere(t *testing.T, url, name string, labels ...string) float64 {
+	t.Helper()
+	sum := 0.0
+	samples(t, url, name, func(have string, v float64) {
+		for _, l := range labels {
+			if !strings.Contains(have, l) {
+				return
+			}
+		}
+		sum += v
+	})
+	return sum
+}
+
+// labelValues lists the values of a label.
+func labelValues(t *testing.T, url, name, label string) []string {
+	t.Helper()
+	var out []string
+	samples(t, url, name, func(have string, _ float64) {
+		if _, rest, ok := strings.Cut(have, label+`="`); ok {
+			v, _, _ := strings.Cut(rest, `"`)
+			out = append(out, v)
+		}
+	})
+	return out
 }
 
 // eventually waits until ok holds, for at most limit.

@@ -167,7 +167,12 @@ func missing() *sessionv1.ExtendTTLResponse {
 }
 
 const (
-	sweepBatch = 200
+	// sweepBatch is how many sessions of a shard one script expires at most, and
+	// sweepShards how many shards are swept in one round trip. A server works a
+	// round trip off in one go, and at about 50 µs for a session everybody else
+	// waits for it.
+	sweepBatch  = 16
+	sweepShards = 64
 	// keepFeed is how long after settle_max an entry is dropped even though a
 	// group has not acknowledged it, in milliseconds.
 	keepFeed = 3600_000
@@ -175,8 +180,8 @@ const (
 	keepUngrouped = 1000
 )
 
-// Sweep does what is due on every shard, all shards in one round trip. Shards
-// with more to do than one script may are swept again.
+// Sweep does what is due on every shard. Shards with more to do than one script
+// may are swept again, after the others.
 func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	var sum storage.SweepResult
 	if err := s.usable(ctx); err != nil {
@@ -187,13 +192,15 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 		sweepBatch, s.opts.SettleMax.Milliseconds(), s.opts.Retention.Milliseconds(), s.opts.MaxEvents,
 		s.opts.SettleMax.Milliseconds() + keepFeed, keepUngrouped, storage.ActivityGroup,
 	}
-	for left := s.shards; len(left) > 0; {
-		lists := make([][]any, len(left))
+	held := map[*shard]int{}
+	for left := slices.Clone(s.shards); len(left) > 0; {
+		some := left[:min(sweepShards, len(left))]
+		left = left[len(some):]
+		lists := make([][]any, len(some))
 		for i := range lists {
 			lists[i] = args
 		}
-		replies, errs := s.runAll(ctx, s.scripts.sweep, left, lists)
-		var again []*shard
+		replies, errs := s.runAll(ctx, s.scripts.sweep, some, lists)
 		for i, r := range replies {
 			if errs[i] != nil {
 				all = append(all, errs[i])
@@ -203,12 +210,14 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 			sum.Expired += int(r.num(1))
 			sum.Purged += int(r.num(2))
 			sum.Trimmed += int(r.num(3))
-			sum.Held += int(r.num(4))
-			if max(r.num(0), r.num(1), r.num(2)) >= sweepBatch {
-				again = append(again, left[i])
+			held[some[i]] = int(r.num(4))
+			if r.num(5) >= sweepBatch {
+				left = append(left, some[i])
 			}
 		}
-		left = again
+	}
+	for _, n := range held {
+		sum.Held += n
 	}
 	if len(all) > 3 {
 		all = all[:3] // the same failure, once for each shard

@@ -1,7 +1,7 @@
 -- ARGV: prefix, batch, settle_max, retention, most events, how long entries
 -- are kept that a group has not acknowledged, entries kept with no group, the
 -- activity group's name.
--- Returns {warned, expired, purged, trimmed, held}.
+-- Returns {warned, expired, purged, trimmed, held, the most of any it looked at}.
 local batch, settle, retention, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_ms()
 local feed = P .. 'feed'
@@ -25,8 +25,9 @@ for i = 2, #groups, 2 do
   if not acked or less(groups[i], acked) then acked = groups[i] end
 end
 
-local warned = 0
+local warned, looked = 0, 0
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'warnings', '-inf', '(' .. int(now), 'LIMIT', 0, batch)) do
+  looked = looked + 1
   redis.call('ZREM', P .. 'warnings', id)
   local exp = redis.call('HGET', key('session', id), 'exp')
   if exp and tonumber(exp) > now then
@@ -39,8 +40,9 @@ end
 -- that have waited for settle_max.
 local upto = now
 if watermark then upto = math.max(math.min(now, watermark - 1), now - settle - 1) end
-local expired, gone = 0, false
+local expired, seen, gone = 0, 0, false
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'deadlines', '-inf', int(upto), 'LIMIT', 0, batch)) do
+  seen = seen + 1
   if redis.call('EXISTS', key('session', id)) == 1 then
     retire(id, '2', '', now, retention, most)
     expired = expired + 1
@@ -84,4 +86,4 @@ if acked then
 else
   trimmed = trimmed + redis.call('XTRIM', feed, 'MAXLEN', '=', ARGV[7])
 end
-return {warned, expired, purged, trimmed, held}
+return {warned, expired, purged, trimmed, held, math.max(looked, seen, purged)}
