@@ -12,9 +12,9 @@ const (
 	// row that changed nothing as one, they are a whole life under the default
 	// policy.
 	MaxDecisions = 8
-	// MaxKinds is how many kinds of activity a session counts apart; further
-	// ones count as OtherKind.
-	MaxKinds  = 32
+	// MaxKinds is how many kinds of activity a session counts apart.
+	MaxKinds = 32
+	// OtherKind is what further kinds count as.
 	OtherKind = "other"
 )
 

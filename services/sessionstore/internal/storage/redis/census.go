@@ -24,7 +24,7 @@ func (s *Store) Census(ctx context.Context) (storage.Census, error) {
 			if err := s.usable(ctx); err != nil {
 				return out, err
 			}
-			begin := time.Now()
+			begin := s.opts.Clock()
 			r, err := s.run(ctx, s.scripts.census, sh, from, censusPage)
 			if err != nil {
 				return out, err
@@ -38,7 +38,7 @@ func (s *Store) Census(ctx context.Context) (storage.Census, error) {
 			if r.num(0) < censusPage {
 				break
 			}
-			if err := s.pause(ctx, censusShare*time.Since(begin)); err != nil {
+			if err := s.pause(ctx, censusShare*s.opts.Clock().Sub(begin)); err != nil {
 				return out, err
 			}
 		}
