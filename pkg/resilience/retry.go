@@ -1,0 +1,98 @@
+package resilience
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+)
+
+// RetryConfig says how failed calls are tried again; the zero value of each
+// field is its default.
+type RetryConfig struct {
+	// Attempts are the calls in all, 1 to 10; default 3.
+	Attempts int
+	// Delay before the first retry, doubled for each further one up to Max, and
+	// between half and the whole of that by chance; default 10 ms and 200 ms.
+	Delay, Max time.Duration
+	// Budget is how many retries there may be for each call that works; default
+	// 0.1. When nothing works, retries come to an end.
+	Budget float64
+}
+
+// budgetMost is how many retries may come at once after a quiet time, in
+// thousandths.
+const budgetMost = 10_000
+
+// Retrier tries failed calls again, within a budget that all its callers share,
+// so that an outage is met with hardly more calls than usual (Google SRE book,
+// chapter 22; the token bucket is that of gRPC's retry throttling, A6).
+type Retrier struct {
+	cfg    RetryConfig
+	tokens atomic.Int64 // thousandths of a retry
+	earn   int64
+}
+
+// NewRetrier returns a retrier with a full budget.
+func NewRetrier(cfg RetryConfig) *Retrier {
+	if cfg.Attempts == 0 {
+		cfg.Attempts = 3
+	}
+	if cfg.Delay == 0 {
+		cfg.Delay = 10 * time.Millisecond
+	}
+	if cfg.Max == 0 {
+		cfg.Max = 200 * time.Millisecond
+	}
+	if cfg.Budget == 0 {
+		cfg.Budget = 0.1
+	}
+	r := &Retrier{cfg: cfg, earn: int64(cfg.Budget * 1000)}
+	r.tokens.Store(budgetMost)
+	return r
+}
+
+// worked earns a part of a retry.
+func (r *Retrier) worked() {
+	if r.tokens.Load() < budgetMost {
+		r.tokens.Add(r.earn) // may go a little beyond
+	}
+}
+
+// spend takes a retry out of the budget.
+func (r *Retrier) spend() bool {
+	for {
+		have := r.tokens.Load()
+		if have < 1000 {
+			return false
+		}
+		if r.tokens.CompareAndSwap(have, have-1000) {
+			return true
+		}
+	}
+}
+
+// Retry calls op until it works, its error is not worth a retry, or attempts,
+// budget or ctx come to an end; it returns what the last call did. op must be
+// one that may be applied twice.
+func Retry[T any](ctx context.Context, r *Retrier, worth func(error) bool, op func(ctx context.Context) (T, error)) (T, error) {
+	delay := r.cfg.Delay
+	for attempt := 1; ; attempt++ {
+		v, err := op(ctx)
+		if err == nil {
+			r.worked()
+			return v, nil
+		}
+		if attempt >= r.cfg.Attempts || !worth(err) || ctx.Err() != nil || !r.spend() {
+			return v, err
+		}
+		t := time.NewTimer(delay/2 + rand.N(delay/2+1))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return v, err
+		}
+		delay = min(2*delay, r.cfg.Max)
+	}
+}
