@@ -87,12 +87,13 @@ func (r *Registry) Force(name string, s State) (Status, error) {
 	return b.Status(), nil
 }
 
-// Degraded says whether calls of a class are being turned away at a node.
-func (r *Registry) Degraded(class string) bool {
+// Degraded says whether any breaker is not closed; of these classes, where any
+// are given.
+func (r *Registry) Degraded(classes ...string) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for _, b := range r.byName {
-		if b.class == class && stateOf(b.inner.State()) != Closed {
+		if (len(classes) == 0 || slices.Contains(classes, b.class)) && stateOf(b.inner.State()) != Closed {
 			return true
 		}
 	}

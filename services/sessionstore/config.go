@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/livinguniverse/stoker/pkg/auth"
+	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
@@ -30,6 +31,7 @@ type Config struct {
 	Storage      string
 	RedisURL     string
 	RedisTimeout time.Duration
+	Breaker      resilience.BreakerConfig
 	DataDir      string
 	Shards       int
 	MaxEvents    int
@@ -77,6 +79,12 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 func (c *Config) StoreFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.RedisURL, "redis-url", "", "redis://[user:password@]host:port/db; several hosts for a cluster; redis+sentinel://host:port,.../master/db")
 	fs.DurationVar(&c.RedisTimeout, "redis-timeout", 250*time.Millisecond, "how long one Redis command may take")
+	fs.IntVar(&c.Breaker.Failures, "breaker-failures", 5, "failures in a row that open a circuit breaker; 1 to 1000")
+	fs.DurationVar(&c.Breaker.Delay, "breaker-delay", 30*time.Second, "how long an open circuit breaker waits before it lets probes through")
+	fs.IntVar(&c.Breaker.Successes, "breaker-successes", 3, "good probes that close a circuit breaker; 1 to 1000")
+	fs.Float64Var(&c.Breaker.Rate, "breaker-failure-rate", 0, "open circuit breakers by this share of failures instead, up to 1; 0 for failures in a row")
+	fs.IntVar(&c.Breaker.MinCalls, "breaker-min-calls", 20, "calls that a failure rate needs at least")
+	fs.DurationVar(&c.Breaker.Window, "breaker-window", 10*time.Second, "time that a failure rate is taken over")
 	fs.StringVar(&c.DataDir, "data-dir", "", "`directory` that makes the embedded store durable; empty for memory only")
 	fs.IntVar(&c.Shards, "shards", 64, "number of shards, fixed for a deployment's life; 1 to 1024")
 	fs.IntVar(&c.MaxEvents, "max-events", 1000, "events kept in a session's log; 1 to 100000")
@@ -141,6 +149,9 @@ func (c *Config) ValidateStore() error {
 	}{
 		{"shards", c.Shards, 1, 1024},
 		{"max-events", c.MaxEvents, 1, 100_000},
+		{"breaker-failures", c.Breaker.Failures, 1, 1000},
+		{"breaker-successes", c.Breaker.Successes, 1, 1000},
+		{"breaker-min-calls", c.Breaker.MinCalls, 1, 1_000_000},
 		{"event-data-limit", c.EventData, 1, 1 << 20},
 		{"session-data-limit", c.SessionData, 1, 2 << 20},
 		{"max-labels", c.MaxLabels, 0, 1000},
@@ -155,6 +166,8 @@ func (c *Config) ValidateStore() error {
 		low  time.Duration
 	}{
 		{"redis-timeout", c.RedisTimeout, time.Millisecond},
+		{"breaker-delay", c.Breaker.Delay, time.Millisecond},
+		{"breaker-window", c.Breaker.Window, 100 * time.Millisecond},
 		{"settle-max", c.SettleMax, time.Millisecond},
 		{"retention", c.Retention, time.Millisecond},
 		{"lease-ttl", c.LeaseTTL, 300 * time.Millisecond},
@@ -166,6 +179,9 @@ func (c *Config) ValidateStore() error {
 		if d.got < d.low {
 			bad(d.flag, d.got, "at least "+d.low.String())
 		}
+	}
+	if c.Breaker.Rate < 0 || c.Breaker.Rate > 1 {
+		bad("breaker-failure-rate", c.Breaker.Rate, "0 to 1")
 	}
 	for _, v := range lifetime.Check(c.policy()) {
 		errs = append(errs, fmt.Errorf("default policy: %s: got %s, want %s", v.Field, v.Value, v.Want))

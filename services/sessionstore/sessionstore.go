@@ -15,6 +15,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/livinguniverse/stoker/pkg/lifecycle"
+	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -22,6 +23,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/resilient"
 )
 
 // Service is an open session store. It serves nothing by itself: Register it
@@ -41,7 +43,11 @@ func ErrorMapper(err error) error { return server.ToStatus(err) }
 
 // New opens the backend.
 func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, error) {
-	store, err := open(ctx, cfg, tel)
+	breakers, err := newBreakers(cfg, tel)
+	if err != nil {
+		return nil, err
+	}
+	store, err := open(ctx, cfg, tel, breakers)
 	if err != nil {
 		return nil, err
 	}
@@ -56,16 +62,20 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 		Limits:       server.Limits{EventData: cfg.EventData, SessionData: cfg.SessionData, Labels: cfg.MaxLabels},
 		PollInterval: cfg.PollInterval, Heartbeat: cfg.Heartbeat,
 	})
-	s.admin = server.NewAdmin(store, time.Now())
+	s.admin = server.NewAdmin(store, breakers, time.Now())
 	return s, nil
 }
 
-func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (storage.Store, error) {
+func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *resilience.Registry) (storage.Store, error) {
 	if cfg.Backend() == StorageRedis {
-		return redis.New(ctx, redis.Options{
-			URL: cfg.RedisURL, Timeout: cfg.RedisTimeout, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
+		backend, err := redis.New(ctx, redis.Options{
+			URL: cfg.RedisURL, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
 			Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: time.Now, Tracer: tel.Tracer, Log: tel.Log,
 		})
+		if err != nil {
+			return nil, err
+		}
+		return resilient.New(backend, resilient.Options{Clock: time.Now}), nil
 	}
 	return memory.New(memory.Options{ //nolint:contextcheck // recovery is not bounded by a caller
 		Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax, Retention: cfg.Retention,

@@ -15,7 +15,7 @@ import (
 // again by itself, the activity service included.
 func TestRedisGoesAndComesBack(t *testing.T) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	d := embedded(t, "--redis-url", redis.URL(), "--flush-interval", "1s")
+	d := embedded(t, "--redis-url", redis.URL(), "--flush-interval", "1s", "--breaker-delay", "1s")
 	s := d.must(t, http.MethodPost, "/v1/sessions", map[string]any{"user": "ann", "ttlPolicy": map[string]any{"baseTtl": "60s", "extension": "60s", "extendBelow": "59s"}})
 	at := "/v1/sessions/" + s["id"].(string)
 	if err := redis.Kill(); err != nil {
@@ -44,6 +44,7 @@ func TestRedisGoesAndComesBack(t *testing.T) {
 		resp.Body.Close()
 		return resp.StatusCode == http.StatusServiceUnavailable
 	})
+	d.checkBreakers(t, redis.Addr)
 	if err := redis.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -58,4 +59,44 @@ func TestRedisGoesAndComesBack(t *testing.T) {
 		_, _, _ = d.call(http.MethodPost, at+"/events", map[string]any{"events": []any{map[string]any{"type": "input:text"}}})
 		return d.must(t, http.MethodGet, at, nil)["extensionCount"] == 1.0
 	})
+}
+
+// checkBreakers drives the breakers until one is open, and looks at it as an
+// operator does.
+func (d deployment) checkBreakers(t *testing.T, node string) {
+	t.Helper()
+	var open map[string]any
+	eventually(t, 5*time.Second, "a breaker is open", func() bool {
+		_, _, _ = d.call(http.MethodGet, "/v1/sessions?pageSize=1", nil)
+		list, _ := d.must(t, http.MethodGet, "/v1/admin/breakers", nil)["breakers"].([]any)
+		for _, b := range list {
+			b, _ := b.(map[string]any)
+			if b["class"] == "read" && b["state"] == "OPEN" {
+				open = b
+			}
+		}
+		return open != nil
+	})
+	if open["name"] != "read@"+node || open["node"] != node || open["lastFailureTime"] == nil || open["totalTrips"] == "0" || open["opensAt"] != 5.0 {
+		t.Errorf("breaker %v", open)
+	}
+	if s := d.must(t, http.MethodGet, "/v1/admin/status", nil); s["degraded"] != true || s["reachable"] == true {
+		t.Errorf("status %v", s)
+	}
+	resp, err := http.Get(d.http + "/v1/sessions?pageSize=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("answered %s, Retry-After %q", resp.Status, resp.Header.Get("Retry-After"))
+	}
+	// By hand: one that is set to OPEN stays so until it is set again.
+	set := d.must(t, http.MethodPost, "/v1/admin/breakers/read@"+node+":set", map[string]any{"state": "OPEN"})
+	if set["forced"] != true || set["state"] != "OPEN" {
+		t.Errorf("set to OPEN: %v", set)
+	}
+	if set = d.must(t, http.MethodPost, "/v1/admin/breakers/read@"+node+":set", map[string]any{"state": "HALF_OPEN"}); set["forced"] == true {
+		t.Errorf("set to HALF_OPEN: %v", set)
+	}
 }

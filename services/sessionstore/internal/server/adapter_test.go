@@ -346,6 +346,7 @@ func TestConformanceOverTheWire(t *testing.T) {
 			Entries: func() int { return int(e.store.Status(t.Context()).Entries) },
 		}
 	}, map[string]string{
+		"create/the same id is the same call":            "the service assigns the id",
 		"create/stores what it was given":                "the service assigns the id; TestCreate shows the rest",
 		"create/same request same session":               "the wire does not tell whether the session existed; TestRequestID shows it by its id",
 		"create/request id lasts as long as the session": "as above",

@@ -2,37 +2,74 @@ package server
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
-// Admin serves AdminService. This version has no breakers and no journal:
-// their lists are empty, and there is none to be found.
+// Admin serves AdminService. This version has no journal: the list of its dead
+// letters is empty, and there is none to be found.
 type Admin struct {
 	sessionv1.UnimplementedAdminServiceServer
-	store   storage.Store
-	started time.Time
+	store    storage.Store
+	breakers *resilience.Registry
+	started  time.Time
 }
 
 // NewAdmin returns the service.
-func NewAdmin(store storage.Store, started time.Time) *Admin {
-	return &Admin{store: store, started: started}
+func NewAdmin(store storage.Store, breakers *resilience.Registry, started time.Time) *Admin {
+	return &Admin{store: store, breakers: breakers, started: started}
 }
 
 // ListBreakers lists the breakers.
 func (a *Admin) ListBreakers(context.Context, *sessionv1.ListBreakersRequest) (*sessionv1.ListBreakersResponse, error) {
-	return &sessionv1.ListBreakersResponse{}, nil
+	out := &sessionv1.ListBreakersResponse{}
+	for _, s := range a.breakers.List() {
+		out.Breakers = append(out.Breakers, breaker(s))
+	}
+	return out, nil
 }
 
-// SetBreaker forces a breaker's state.
+// states are the wire's names of states; what is not in it is OPEN.
+var states = map[resilience.State]sessionv1.Breaker_State{
+	resilience.Closed: sessionv1.Breaker_CLOSED, resilience.Open: sessionv1.Breaker_OPEN, resilience.HalfOpen: sessionv1.Breaker_HALF_OPEN,
+}
+
+func breaker(s resilience.Status) *sessionv1.Breaker {
+	out := &sessionv1.Breaker{
+		Name: s.Name, Class: s.Class, Node: s.Node, State: states[s.State], ProbeDue: s.ProbeDue, Failures: int32(s.Failures),
+		TotalTrips: s.Trips, OpensAt: int32(s.OpensAt), ClosesAt: int32(s.ClosesAt), Forced: s.Forced,
+	}
+	if !s.LastFailure.IsZero() {
+		out.LastFailureTime = timestamppb.New(s.LastFailure)
+	}
+	if s.State == resilience.Open && !s.Forced {
+		out.ProbeAfter = durationpb.New(s.RetryAfter)
+	}
+	return out
+}
+
+// SetBreaker sets a breaker's state.
 func (a *Admin) SetBreaker(_ context.Context, req *sessionv1.SetBreakerRequest) (*sessionv1.Breaker, error) {
-	return nil, rpc.Error(codes.NotFound, rpc.ReasonNotFound, "name: there is no breaker \""+rpc.Shorten(req.GetName())+"\"", nil, 0)
+	for state, name := range states {
+		if name != req.GetState() {
+			continue
+		}
+		s, err := a.breakers.Force(req.GetName(), state)
+		if errors.Is(err, resilience.ErrNoBreaker) {
+			return nil, rpc.Error(codes.NotFound, rpc.ReasonNotFound, "name: there is no breaker \""+rpc.Shorten(req.GetName())+"\"", nil, 0)
+		}
+		return breaker(s), err
+	}
+	return nil, rpc.FieldViolation("state", req.GetState().String(), "OPEN, CLOSED or HALF_OPEN")
 }
 
 // GetStoreStatus tells how the store is doing.
@@ -40,6 +77,7 @@ func (a *Admin) GetStoreStatus(ctx context.Context, _ *sessionv1.GetStoreStatusR
 	st := a.store.Status(ctx)
 	return &sessionv1.StoreStatus{
 		Backend: st.Backend, Shards: int32(st.Shards), Reachable: st.Err == nil, Durable: st.Durable,
+		Degraded:  a.breakers.Degraded(),
 		StartTime: timestamppb.New(a.started),
 	}, nil
 }

@@ -96,7 +96,17 @@ func observe(m metric.Meter, store storage.Store) error {
 	entries, err1 := m.Int64ObservableGauge("stoker_store_entries", metric.WithDescription("What the embedded store keeps per session, index entries included."))
 	lag, err2 := m.Int64ObservableGauge("stoker_feed_lag", metric.WithDescription("Feed entries not yet acknowledged, by group and shard."))
 	age, err3 := m.Float64ObservableGauge("stoker_feed_watermark_age", metric.WithUnit("s"), metric.WithDescription("Age of the watermark, by group and shard: the oldest entry that is not acknowledged, 0 where there is none."))
+	loads, err5 := m.Int64ObservableGauge("stoker_store_calls", metric.WithDescription("Calls of the store under way, by class."))
+	limits, err6 := m.Int64ObservableGauge("stoker_store_call_limit", metric.WithDescription("How many calls may be under way, by class; further ones are turned away."))
 	_, err4 := m.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
+		if l, ok := store.(loader); ok {
+			reads, readLimit, writes, writeLimit := l.Loads()
+			for class, v := range map[string][2]int{"read": {reads, readLimit}, "write": {writes, writeLimit}} {
+				at := metric.WithAttributes(attribute.String("class", class))
+				o.ObserveInt64(loads, int64(v[0]), at)
+				o.ObserveInt64(limits, int64(v[1]), at)
+			}
+		}
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		if n := store.Status(ctx).Entries; n >= 0 {
@@ -116,8 +126,13 @@ func observe(m metric.Meter, store storage.Store) error {
 			o.ObserveFloat64(age, behind, at)
 		}
 		return nil
-	}, entries, lag, age)
-	return errors.Join(err1, err2, err3, err4)
+	}, entries, lag, age, loads, limits)
+	return errors.Join(err1, err2, err3, err4, err5, err6)
+}
+
+// loader is a store that limits how many calls are under way.
+type loader interface {
+	Loads() (reads, readLimit, writes, writeLimit int)
 }
 
 func (m *Metrics) created(ctx context.Context)         { m.sessions.Add(ctx, 1) }

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/livinguniverse/stoker/pkg/auth"
+	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	"github.com/livinguniverse/stoker/pkg/sessionclient"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
@@ -95,7 +96,7 @@ func newEnv(t testing.TB) *env {
 		Store: e.store, Shards: storagetest.Shards, Policy: lifetime.DefaultPolicy(), Clock: e.clock.Now, Metrics: metrics, Stopping: stopping,
 		Limits: server.Limits{EventData: 64 << 10, SessionData: 256 << 10, Labels: 64}, PollInterval: 5 * time.Second, Heartbeat: 50 * time.Millisecond,
 	}))
-	sessionv1.RegisterAdminServiceServer(srv, server.NewAdmin(e.store, e.clock.Now()))
+	sessionv1.RegisterAdminServiceServer(srv, server.NewAdmin(e.store, resilience.NewRegistry(resilience.BreakerConfig{}, nil), e.clock.Now()))
 	pipe := rpc.NewPipe()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(pipe.Listener()) }()

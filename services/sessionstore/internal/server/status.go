@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
@@ -29,11 +30,26 @@ func ToStatus(err error) error {
 	case errors.Is(err, storage.ErrEnded):
 		return rpc.Error(codes.FailedPrecondition, rpc.ReasonSessionOver, "the session has ended or expired", nil, 0)
 	case errors.Is(err, storage.ErrExhausted):
-		return rpc.Error(codes.ResourceExhausted, rpc.ReasonLimitReached, "a limit of the store is reached", nil, retryAfter)
+		return rpc.Error(codes.ResourceExhausted, rpc.ReasonLimitReached, "a limit of the store is reached", nil, wait(err))
 	case errors.Is(err, storage.ErrUnavailable), errors.Is(err, storage.ErrClosed):
-		return rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable, "the store cannot answer now; try again", nil, retryAfter)
+		return rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable, "the store cannot answer now; try again", nil, wait(err))
 	default:
 		return nil
+	}
+}
+
+// wait is what a caller is told to wait: until an open breaker lets probes
+// through, where that is why.
+func wait(err error) time.Duration {
+	var open *resilience.OpenError
+	var shed *resilience.ShedError
+	switch {
+	case errors.As(err, &open):
+		return open.RetryAfter
+	case errors.As(err, &shed):
+		return shed.RetryAfter
+	default:
+		return retryAfter
 	}
 }
 

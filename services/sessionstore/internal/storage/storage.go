@@ -60,7 +60,8 @@ type Status struct {
 type Sessions interface {
 	// Create must store the session with the id, the times and the policy it
 	// carries, revision 1, put it in every index, append session:created to its
-	// log and to the feed, and return what it stored. When requestKey is not
+	// log and to the feed, and return what it stored. The same session id again
+	// is the same call, and must create nothing more. When requestKey is not
 	// empty and was used before for the same project and user, Create must
 	// change nothing and return the session made then with existed true, for as
 	// long as that session is there (whatever its state).

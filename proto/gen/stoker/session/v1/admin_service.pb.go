@@ -11,6 +11,7 @@ import (
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -86,15 +87,20 @@ type Breaker struct {
 	Node  string        `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
 	State Breaker_State `protobuf:"varint,4,opt,name=state,proto3,enum=stoker.session.v1.Breaker_State" json:"state,omitempty"`
 	// True when the breaker is open and its delay has passed.
-	ProbeDue bool  `protobuf:"varint,5,opt,name=probe_due,json=probeDue,proto3" json:"probe_due,omitempty"`
+	ProbeDue bool `protobuf:"varint,5,opt,name=probe_due,json=probeDue,proto3" json:"probe_due,omitempty"`
+	// Failures in a row, up to now.
 	Failures int32 `protobuf:"varint,6,opt,name=failures,proto3" json:"failures,omitempty"`
 	// Absent when it never failed.
 	LastFailureTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=last_failure_time,json=lastFailureTime,proto3" json:"last_failure_time,omitempty"`
 	TotalTrips      int64                  `protobuf:"varint,8,opt,name=total_trips,json=totalTrips,proto3" json:"total_trips,omitempty"`
-	// Failures in a row that open it.
+	// Failures in a row that open it; 0 where it opens by failure rate.
 	OpensAt int32 `protobuf:"varint,9,opt,name=opens_at,json=opensAt,proto3" json:"opens_at,omitempty"`
 	// Successes in half-open that close it.
-	ClosesAt      int32 `protobuf:"varint,10,opt,name=closes_at,json=closesAt,proto3" json:"closes_at,omitempty"`
+	ClosesAt int32 `protobuf:"varint,10,opt,name=closes_at,json=closesAt,proto3" json:"closes_at,omitempty"`
+	// Opened by hand: it stays open until it is set again.
+	Forced bool `protobuf:"varint,11,opt,name=forced,proto3" json:"forced,omitempty"`
+	// While it is open, how long until it lets probes through.
+	ProbeAfter    *durationpb.Duration `protobuf:"bytes,12,opt,name=probe_after,json=probeAfter,proto3" json:"probe_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -197,6 +203,20 @@ func (x *Breaker) GetClosesAt() int32 {
 		return x.ClosesAt
 	}
 	return 0
+}
+
+func (x *Breaker) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+func (x *Breaker) GetProbeAfter() *durationpb.Duration {
+	if x != nil {
+		return x.ProbeAfter
+	}
+	return nil
 }
 
 type ListBreakersRequest struct {
@@ -763,7 +783,7 @@ var File_stoker_session_v1_admin_service_proto protoreflect.FileDescriptor
 
 const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\n" +
-	"%stoker/session/v1/admin_service.proto\x12\x11stoker.session.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\x03\n" +
+	"%stoker/session/v1/admin_service.proto\x12\x11stoker.session.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf2\x03\n" +
 	"\aBreaker\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x12\n" +
@@ -776,7 +796,10 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"totalTrips\x12\x19\n" +
 	"\bopens_at\x18\t \x01(\x05R\aopensAt\x12\x1b\n" +
 	"\tcloses_at\x18\n" +
-	" \x01(\x05R\bclosesAt\"C\n" +
+	" \x01(\x05R\bclosesAt\x12\x16\n" +
+	"\x06forced\x18\v \x01(\bR\x06forced\x12:\n" +
+	"\vprobe_after\x18\f \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"probeAfter\"C\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\n" +
 	"\n" +
@@ -862,30 +885,32 @@ var file_stoker_session_v1_admin_service_proto_goTypes = []any{
 	(*RetryDeadLetterRequest)(nil),  // 10: stoker.session.v1.RetryDeadLetterRequest
 	(*RetryDeadLetterResponse)(nil), // 11: stoker.session.v1.RetryDeadLetterResponse
 	(*timestamppb.Timestamp)(nil),   // 12: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 13: google.protobuf.Duration
 }
 var file_stoker_session_v1_admin_service_proto_depIdxs = []int32{
 	0,  // 0: stoker.session.v1.Breaker.state:type_name -> stoker.session.v1.Breaker.State
 	12, // 1: stoker.session.v1.Breaker.last_failure_time:type_name -> google.protobuf.Timestamp
-	1,  // 2: stoker.session.v1.ListBreakersResponse.breakers:type_name -> stoker.session.v1.Breaker
-	0,  // 3: stoker.session.v1.SetBreakerRequest.state:type_name -> stoker.session.v1.Breaker.State
-	12, // 4: stoker.session.v1.StoreStatus.start_time:type_name -> google.protobuf.Timestamp
-	9,  // 5: stoker.session.v1.ListDeadLettersResponse.dead_letters:type_name -> stoker.session.v1.DeadLetter
-	12, // 6: stoker.session.v1.DeadLetter.accept_time:type_name -> google.protobuf.Timestamp
-	2,  // 7: stoker.session.v1.AdminService.ListBreakers:input_type -> stoker.session.v1.ListBreakersRequest
-	4,  // 8: stoker.session.v1.AdminService.SetBreaker:input_type -> stoker.session.v1.SetBreakerRequest
-	5,  // 9: stoker.session.v1.AdminService.GetStoreStatus:input_type -> stoker.session.v1.GetStoreStatusRequest
-	7,  // 10: stoker.session.v1.AdminService.ListDeadLetters:input_type -> stoker.session.v1.ListDeadLettersRequest
-	10, // 11: stoker.session.v1.AdminService.RetryDeadLetter:input_type -> stoker.session.v1.RetryDeadLetterRequest
-	3,  // 12: stoker.session.v1.AdminService.ListBreakers:output_type -> stoker.session.v1.ListBreakersResponse
-	1,  // 13: stoker.session.v1.AdminService.SetBreaker:output_type -> stoker.session.v1.Breaker
-	6,  // 14: stoker.session.v1.AdminService.GetStoreStatus:output_type -> stoker.session.v1.StoreStatus
-	8,  // 15: stoker.session.v1.AdminService.ListDeadLetters:output_type -> stoker.session.v1.ListDeadLettersResponse
-	11, // 16: stoker.session.v1.AdminService.RetryDeadLetter:output_type -> stoker.session.v1.RetryDeadLetterResponse
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	13, // 2: stoker.session.v1.Breaker.probe_after:type_name -> google.protobuf.Duration
+	1,  // 3: stoker.session.v1.ListBreakersResponse.breakers:type_name -> stoker.session.v1.Breaker
+	0,  // 4: stoker.session.v1.SetBreakerRequest.state:type_name -> stoker.session.v1.Breaker.State
+	12, // 5: stoker.session.v1.StoreStatus.start_time:type_name -> google.protobuf.Timestamp
+	9,  // 6: stoker.session.v1.ListDeadLettersResponse.dead_letters:type_name -> stoker.session.v1.DeadLetter
+	12, // 7: stoker.session.v1.DeadLetter.accept_time:type_name -> google.protobuf.Timestamp
+	2,  // 8: stoker.session.v1.AdminService.ListBreakers:input_type -> stoker.session.v1.ListBreakersRequest
+	4,  // 9: stoker.session.v1.AdminService.SetBreaker:input_type -> stoker.session.v1.SetBreakerRequest
+	5,  // 10: stoker.session.v1.AdminService.GetStoreStatus:input_type -> stoker.session.v1.GetStoreStatusRequest
+	7,  // 11: stoker.session.v1.AdminService.ListDeadLetters:input_type -> stoker.session.v1.ListDeadLettersRequest
+	10, // 12: stoker.session.v1.AdminService.RetryDeadLetter:input_type -> stoker.session.v1.RetryDeadLetterRequest
+	3,  // 13: stoker.session.v1.AdminService.ListBreakers:output_type -> stoker.session.v1.ListBreakersResponse
+	1,  // 14: stoker.session.v1.AdminService.SetBreaker:output_type -> stoker.session.v1.Breaker
+	6,  // 15: stoker.session.v1.AdminService.GetStoreStatus:output_type -> stoker.session.v1.StoreStatus
+	8,  // 16: stoker.session.v1.AdminService.ListDeadLetters:output_type -> stoker.session.v1.ListDeadLettersResponse
+	11, // 17: stoker.session.v1.AdminService.RetryDeadLetter:output_type -> stoker.session.v1.RetryDeadLetterResponse
+	13, // [13:18] is the sub-list for method output_type
+	8,  // [8:13] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_stoker_session_v1_admin_service_proto_init() }

@@ -34,7 +34,8 @@ const (
 type AdminServiceClient interface {
 	// ListBreakers lists the circuit breakers of this replica.
 	ListBreakers(ctx context.Context, in *ListBreakersRequest, opts ...grpc.CallOption) (*ListBreakersResponse, error)
-	// SetBreaker forces a breaker's state.
+	// SetBreaker sets a breaker's state. OPEN stays until it is set again; from
+	// CLOSED and HALF_OPEN the breaker goes on by itself.
 	SetBreaker(ctx context.Context, in *SetBreakerRequest, opts ...grpc.CallOption) (*Breaker, error)
 	// GetStoreStatus tells how the store is doing.
 	GetStoreStatus(ctx context.Context, in *GetStoreStatusRequest, opts ...grpc.CallOption) (*StoreStatus, error)
@@ -110,7 +111,8 @@ func (c *adminServiceClient) RetryDeadLetter(ctx context.Context, in *RetryDeadL
 type AdminServiceServer interface {
 	// ListBreakers lists the circuit breakers of this replica.
 	ListBreakers(context.Context, *ListBreakersRequest) (*ListBreakersResponse, error)
-	// SetBreaker forces a breaker's state.
+	// SetBreaker sets a breaker's state. OPEN stays until it is set again; from
+	// CLOSED and HALF_OPEN the breaker goes on by itself.
 	SetBreaker(context.Context, *SetBreakerRequest) (*Breaker, error)
 	// GetStoreStatus tells how the store is doing.
 	GetStoreStatus(context.Context, *GetStoreStatusRequest) (*StoreStatus, error)

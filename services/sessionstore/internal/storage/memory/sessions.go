@@ -35,6 +35,11 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 		// The call that made it may still wait for the disk.
 		return existing, true, s.settle(ctx, s.lastWrite())
 	}
+	if made := sh.sessions[in.GetId()]; made != nil {
+		existing := made.at(now)
+		sh.mu.Unlock()
+		return existing, false, s.settle(ctx, s.lastWrite())
+	}
 	x := newSession(in, request, now)
 	sh.enlist(x)
 	tx := s.begin(sh)

@@ -13,20 +13,17 @@ import (
 
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
+
+	"github.com/livinguniverse/stoker/pkg/resilience"
 )
 
-// conn is how the store reaches Redis. This file is the only place that knows
-// which kind of deployment it is, and that go-redis pipelines by itself.
+// conn is how the store reaches Redis: a lane for each class of operations.
+// This file is the only place that knows which kind of deployment it is.
 type conn struct {
-	base goredis.UniversalClient
-	// blocking is for the one command that blocks: it takes no connection from
-	// the others, and closing it ends the wait at once, which the end of a
-	// context would not.
-	blocking goredis.UniversalClient
-	// auto pipelines the commands of concurrent callers, which is most of the
-	// throughput there is to win. It runs a batch under a context of its own:
-	// do bounds a caller's wait.
-	auto    *goredis.AutoPipeliner
+	read, write *lane
+	// stream is for what blocks and for feeds. Closing it ends a wait at once,
+	// which the end of a context would not.
+	stream  *lane
 	cluster bool
 }
 
@@ -42,14 +39,13 @@ var quiet = sync.OnceFunc(logging.Disable)
 //	redis+sentinel://host:port,.../master/db       behind Sentinel
 //
 // rediss instead of redis speaks TLS.
-func dial(raw string, timeout time.Duration) (*conn, error) {
+func dial(raw string, timeout time.Duration, breakers *resilience.Registry) (*conn, error) {
 	quiet()
-	c := &conn{}
 	u, err := parseURL(raw)
 	if err != nil {
 		return nil, err
 	}
-	opts := &goredis.UniversalOptions{
+	opts := goredis.UniversalOptions{
 		Addrs: u.addrs, DB: u.db, Username: u.user, Password: u.password, MasterName: u.master,
 		// One layer decides about retries, and it is not this one: after a lost
 		// reply go-redis would send the command again, and apply it twice.
@@ -60,21 +56,13 @@ func dial(raw string, timeout time.Duration) (*conn, error) {
 	if u.tls {
 		opts.TLSConfig = tlsConfig()
 	}
-	c.base = goredis.NewUniversalClient(opts)
-	alone := *opts
-	alone.PoolSize = 2
-	c.blocking = goredis.NewUniversalClient(&alone)
-	switch client := c.base.(type) {
-	case *goredis.ClusterClient:
-		c.cluster = true
-		c.auto, err = client.AsyncAutoPipeline()
-	case *goredis.Client:
-		c.auto, err = client.AsyncAutoPipeline()
-	default:
-		err = fmt.Errorf("unexpected client %T", c.base)
-	}
-	if err != nil {
-		return nil, errors.Join(err, c.base.Close(), c.blocking.Close())
+	c := &conn{cluster: u.cluster}
+	var errs [3]error
+	c.read, errs[0] = newLane(ClassRead, opts, timeout, breakers)
+	c.write, errs[1] = newLane(ClassWrite, opts, timeout, breakers)
+	c.stream, errs[2] = newLane(ClassStream, opts, tailBlock+timeout, breakers)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, errors.Join(err, c.close())
 	}
 	return c, nil
 }
@@ -144,20 +132,24 @@ func parseURL(raw string) (target, error) {
 	return t, nil
 }
 
-// do runs one command through the automatic pipeline. A caller whose context
-// ends first stops waiting; the command may still be applied.
-func (c *conn) do(ctx context.Context, cmd goredis.Cmder) error {
-	if err := ctx.Err(); err != nil {
-		return err
+// reload makes a cluster's client look for its nodes again: it would go on
+// dialing a dead one for up to a minute (go-redis #3979).
+func (c *conn) reload(ctx context.Context) {
+	for _, l := range []*lane{c.read, c.write, c.stream} {
+		if client, ok := l.client.(*goredis.ClusterClient); ok {
+			client.ReloadState(ctx)
+		}
 	}
-	if err := c.auto.Submit(ctx, cmd).WaitContext(ctx); err != nil {
-		return err
-	}
-	return cmd.Err()
 }
 
 func (c *conn) close() error {
-	return errors.Join(c.auto.Close(), c.base.Close())
+	var errs []error
+	for _, l := range []*lane{c.stream, c.read, c.write} {
+		if l != nil {
+			errs = append(errs, l.close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func tlsConfig() *tls.Config { return &tls.Config{MinVersion: tls.VersionTLS12} }

@@ -136,11 +136,10 @@ func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after
 	} else {
 		log = goredis.NewXMessageSliceCmd(ctx, "xrange", sh.events(q.SessionID), "("+after.String(), "+", "count", q.Limit+1)
 	}
-	p := s.conn.base.Pipeline()
-	_ = p.Process(ctx, state)
-	_ = p.Process(ctx, log)
-	_, _ = p.Exec(ctx) // each command has its own error
-	err := failure(errors.Join(state.Err(), log.Err()))
+	err := s.conn.read.pipeline(ctx, state, log)
+	if err == nil {
+		err = failure(errors.Join(state.Err(), log.Err()))
+	}
 	end(err)
 	if err != nil {
 		return storage.EventPage{}, err

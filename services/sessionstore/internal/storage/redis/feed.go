@@ -155,11 +155,10 @@ func (r *reader) heartbeat(ctx context.Context) (int, error) {
 	add := goredis.NewIntCmd(ctx, "zadd", key, now, r.consumer)
 	drop := goredis.NewIntCmd(ctx, "zremrangebyscore", key, "-inf", now-r.s.opts.LeaseTTL.Milliseconds())
 	count := goredis.NewIntCmd(ctx, "zcard", key)
-	p := r.s.conn.base.Pipeline()
-	for _, cmd := range []goredis.Cmder{add, drop, count} {
-		_ = p.Process(ctx, cmd)
+	if err := r.s.conn.stream.pipeline(ctx, add, drop, count); err != nil {
+		return 0, err
 	}
-	if _, err := p.Exec(ctx); err != nil {
+	if err := errors.Join(add.Err(), drop.Err(), count.Err()); err != nil {
 		return 0, failure(err)
 	}
 	return max(1, int(count.Val())), nil
@@ -295,14 +294,18 @@ func (r *reader) take(ctx context.Context, limit int) (storage.FeedBatch, error)
 	}
 	each := limit / len(look)
 	cmds := make([]*goredis.XMessageSliceCmd, len(look))
-	p := r.s.conn.base.Pipeline()
 	for i, n := range look {
 		cmds[i] = goredis.NewXMessageSliceCmd(ctx, "xrange", r.s.shards[n].feed(), "("+from[i].String(), "+", "count", each)
-		_ = p.Process(ctx, cmds[i])
 	}
-	_, _ = p.Exec(ctx) // each command has its own error
+	left := r.s.conn.stream.pipeline(ctx, asCmders(cmds)...)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if left != nil {
+		for _, n := range look {
+			r.news[n] = true
+		}
+		return b, left
+	}
 	var errs []error
 	for i, n := range look {
 		if err := failure(cmds[i].Err()); err != nil {
@@ -383,7 +386,7 @@ func (r *reader) Close() error {
 	if errors.Is(err, storage.ErrClosed) {
 		return nil
 	}
-	return errors.Join(err, failure(r.s.conn.do(ctx, drop)))
+	return errors.Join(err, failure(r.s.conn.write.do(ctx, drop)))
 }
 
 // shut ends Next and the renewals.
@@ -399,13 +402,12 @@ func (s *Store) Groups(ctx context.Context) ([]storage.GroupState, error) {
 	if err := s.usable(ctx); err != nil {
 		return nil, err
 	}
-	p := s.conn.base.Pipeline()
 	groups := make([]*goredis.MapStringStringCmd, len(s.shards))
 	for i, sh := range s.shards {
-		groups[i] = p.HGetAll(ctx, sh.groups())
+		groups[i] = goredis.NewMapStringStringCmd(ctx, "hgetall", sh.groups())
 	}
-	if _, err := p.Exec(ctx); err != nil {
-		return nil, failure(err)
+	if err := s.conn.stream.pipeline(ctx, asCmders(groups)...); err != nil {
+		return nil, err
 	}
 	type question struct {
 		n      int
@@ -414,16 +416,22 @@ func (s *Store) Groups(ctx context.Context) ([]storage.GroupState, error) {
 		holder *goredis.StringCmd
 	}
 	var asked []question
-	p = s.conn.base.Pipeline()
+	var cmds []goredis.Cmder
 	for i, sh := range s.shards {
+		if err := groups[i].Err(); err != nil {
+			return nil, failure(err)
+		}
 		for g, acked := range groups[i].Val() {
-			asked = append(asked, question{i, g, p.XRangeN(ctx, sh.feed(), "("+acked, "+", lagCount), p.Get(ctx, sh.lease(g))})
+			q := question{
+				i, g, goredis.NewXMessageSliceCmd(ctx, "xrange", sh.feed(), "("+acked, "+", "count", lagCount),
+				goredis.NewStringCmd(ctx, "get", sh.lease(g)),
+			}
+			asked, cmds = append(asked, q), append(cmds, q.first, q.holder)
 		}
 	}
-	if len(asked) == 0 {
-		return nil, nil
+	if err := s.conn.stream.pipeline(ctx, cmds...); err != nil {
+		return nil, err
 	}
-	_, _ = p.Exec(ctx) // each command has its own error
 	now := s.now()
 	var out []storage.GroupState
 	for _, q := range asked {

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
+	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
@@ -35,6 +36,7 @@ func open(t testing.TB, url string, change ...func(*redis.Options)) *redis.Store
 	opts := redis.Options{
 		URL: url, Timeout: 2 * time.Second, Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents,
 		SettleMax: o.SettleMax, Retention: o.Retention, LeaseTTL: 600 * time.Millisecond, Clock: time.Now,
+		Breakers: resilience.NewRegistry(resilience.BreakerConfig{Delay: 100 * time.Millisecond}, nil),
 	}
 	for _, c := range change {
 		c(&opts)

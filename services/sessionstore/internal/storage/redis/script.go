@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,8 +16,6 @@ import (
 	otelcodes "go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
 	"go.opentelemetry.io/otel/trace"
-
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
 //go:embed scripts/*.lua
@@ -94,11 +93,11 @@ func (sc *script) call(ctx context.Context, verb, what, routing, prefix string, 
 func (s *Store) run(ctx context.Context, sc *script, sh *shard, args ...any) (reply, error) {
 	ctx, end := s.span(ctx, sc.name)
 	cmd := sc.command(ctx, sh.feed(), sh.p, args)
-	err := s.conn.do(ctx, cmd)
+	err := s.conn.write.do(ctx, cmd)
 	if noScript(err) {
 		// A restarted or flushed server has forgotten it; this teaches it again.
 		cmd = sc.call(ctx, "eval", sc.body, sh.feed(), sh.p, args)
-		err = s.conn.do(ctx, cmd)
+		err = s.conn.write.do(ctx, cmd)
 	}
 	r, err := verdict(cmd, err)
 	end(err)
@@ -113,7 +112,10 @@ func (s *Store) runAll(ctx context.Context, sc *script, on []*shard, args [][]an
 	for i := range args {
 		cmds[i] = sc.command(ctx, on[i].feed(), on[i].p, args[i])
 	}
-	s.pipeline(ctx, cmds)
+	if err := s.conn.write.pipeline(ctx, asCmders(cmds)...); err != nil {
+		end(err)
+		return make([]reply, len(cmds)), slices.Repeat([]error{err}, len(cmds))
+	}
 	var again []*goredis.Cmd
 	for i, cmd := range cmds {
 		if noScript(cmd.Err()) {
@@ -121,7 +123,10 @@ func (s *Store) runAll(ctx context.Context, sc *script, on []*shard, args [][]an
 			again = append(again, cmds[i])
 		}
 	}
-	s.pipeline(ctx, again)
+	if err := s.conn.write.pipeline(ctx, asCmders(again)...); err != nil {
+		end(err)
+		return make([]reply, len(cmds)), slices.Repeat([]error{err}, len(cmds))
+	}
 	replies, errs := make([]reply, len(cmds)), make([]error, len(cmds))
 	for i, cmd := range cmds {
 		replies[i], errs[i] = verdict(cmd, cmd.Err())
@@ -130,16 +135,13 @@ func (s *Store) runAll(ctx context.Context, sc *script, on []*shard, args [][]an
 	return replies, errs
 }
 
-// pipeline sends commands in one round trip for each node.
-func (s *Store) pipeline(ctx context.Context, cmds []*goredis.Cmd) {
-	if len(cmds) == 0 {
-		return
+// asCmders is cmds as go-redis wants them.
+func asCmders[C goredis.Cmder](cmds []C) []goredis.Cmder {
+	out := make([]goredis.Cmder, len(cmds))
+	for i, c := range cmds {
+		out[i] = c
 	}
-	p := s.conn.base.Pipeline()
-	for _, cmd := range cmds {
-		_ = p.Process(ctx, cmd)
-	}
-	_, _ = p.Exec(ctx) // each command has its own error
+	return out
 }
 
 func noScript(err error) bool {
@@ -155,19 +157,6 @@ func verdict(cmd *goredis.Cmd, err error) (reply, error) {
 		return nil, fmt.Errorf("script returned %T", cmd.Val())
 	}
 	return list, nil
-}
-
-// failure maps what Redis or the network answered. A caller whose context
-// ended gets the context's error; all else means that the store cannot answer,
-// and that a write may or may not have been applied.
-func failure(err error) error {
-	if err == nil || errors.Is(err, context.Canceled) {
-		return err
-	}
-	if errors.Is(err, goredis.ErrClosed) {
-		return storage.ErrClosed
-	}
-	return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
 }
 
 // span traces one operation on Redis. Statements and keys stay out of it: they

@@ -79,7 +79,7 @@ func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) 
 	}
 	ctx, end := s.span(ctx, "get")
 	cmd := read(ctx, sh, id)
-	err := failure(s.conn.do(ctx, cmd))
+	err := failure(s.conn.read.do(ctx, cmd))
 	end(err)
 	if err != nil {
 		return nil, err
@@ -96,17 +96,17 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 	defer end(nil)
 	out := make([]storage.SessionResult, len(ids))
 	cmds := make([]*goredis.SliceCmd, len(ids))
-	p := s.conn.base.Pipeline()
+	asked := make([]goredis.Cmder, 0, len(ids))
 	for i, id := range ids {
 		if sh := s.shardOf(id); sh != nil {
 			cmds[i] = read(ctx, sh, id)
-			_ = p.Process(ctx, cmds[i])
+			asked = append(asked, cmds[i])
 		} else {
 			out[i].Err = storage.ErrNotFound
 		}
 	}
-	if p.Len() > 0 {
-		_, _ = p.Exec(ctx) // each command has its own error
+	if err := s.conn.read.pipeline(ctx, asked...); err != nil {
+		return nil, err
 	}
 	now := s.now()
 	for i, cmd := range cmds {
@@ -260,7 +260,7 @@ func (s *Store) lexRange(ctx context.Context, index, prefix, after string, limit
 		from = "(" + after
 	}
 	cmd := goredis.NewStringSliceCmd(ctx, "zrangebylex", index, from, to, "limit", 0, limit)
-	if err := s.conn.do(ctx, cmd); err != nil {
+	if err := s.conn.read.do(ctx, cmd); err != nil {
 		return nil, failure(err)
 	}
 	return cmd.Val(), nil
@@ -291,7 +291,7 @@ func (s *Store) listRetired(ctx context.Context, sh *shard, after string, limit 
 	var keys, ids []string
 	for offset := 0; len(keys) < limit; offset += limit {
 		cmd := goredis.NewZSliceCmd(ctx, "zrangebyscore", sh.retired(), from, "+inf", "withscores", "limit", offset, limit)
-		if err := failure(s.conn.do(ctx, cmd)); err != nil {
+		if err := failure(s.conn.read.do(ctx, cmd)); err != nil {
 			return nil, err
 		}
 		for _, z := range cmd.Val() {
@@ -331,7 +331,7 @@ func (s *Store) activeUsers(ctx context.Context, sh *shard, prefix, after string
 			args = append(args, storage.LastPart(k))
 		}
 		deadlines := goredis.NewFloatSliceCmd(ctx, args...)
-		if err := failure(s.conn.do(ctx, deadlines)); err != nil {
+		if err := failure(s.conn.read.do(ctx, deadlines)); err != nil {
 			return nil, err
 		}
 		for i, k := range keys {
@@ -362,7 +362,7 @@ func (s *Store) GetPolicy(ctx context.Context, project string) (*sessionv1.Proje
 	}
 	ctx, end := s.span(ctx, "get_policy")
 	cmd := goredis.NewStringCmd(ctx, "hget", policiesKey, project)
-	err := s.conn.do(ctx, cmd)
+	err := s.conn.read.do(ctx, cmd)
 	if errors.Is(err, goredis.Nil) {
 		end(nil)
 		return nil, storage.ErrNotFound
@@ -426,7 +426,7 @@ func (s *Store) ListPolicies(ctx context.Context, limit int, token string) (stor
 		args = append(args, p)
 	}
 	cmd := goredis.NewSliceCmd(ctx, args...)
-	if err := failure(s.conn.do(ctx, cmd)); err != nil {
+	if err := failure(s.conn.read.do(ctx, cmd)); err != nil {
 		return storage.PolicyPage{}, err
 	}
 	for _, v := range cmd.Val() {

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
@@ -24,8 +25,11 @@ import (
 type Options struct {
 	// URL is as dial says; required.
 	URL string
-	// Timeout bounds one command; default 250 ms.
+	// Timeout bounds one round trip, whatever the callers' deadlines; default
+	// 250 ms.
 	Timeout time.Duration
+	// Breakers holds the circuit breakers; a registry with defaults where nil.
+	Breakers *resilience.Registry
 	// Shards is 1 to 1,024; default 64. It is written to Redis at the first
 	// start, and another number is refused from then on.
 	Shards int
@@ -80,6 +84,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Tracer == nil {
 		o.Tracer = tracenoop.NewTracerProvider()
 	}
+	if o.Breakers == nil {
+		o.Breakers = resilience.NewRegistry(resilience.BreakerConfig{}, nil)
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -124,7 +131,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := dial(opts.URL, opts.Timeout)
+	c, err := dial(opts.URL, opts.Timeout, opts.Breakers)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +143,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		s.shards = append(s.shards, &shard{n: n, p: prefix(n)})
 	}
 	if err := s.checkMeta(ctx); err != nil {
-		return nil, errors.Join(err, c.close(), c.blocking.Close())
+		return nil, errors.Join(err, c.close())
 	}
 	s.tail = newTail(s)
 	s.work.Go(s.tail.run)
@@ -161,7 +168,7 @@ func (s *Store) checkMeta(ctx context.Context) error {
 func (s *Store) Status(ctx context.Context) storage.Status {
 	st := storage.Status{Backend: "redis", Shards: len(s.shards), Entries: -1}
 	if st.Err = s.usable(ctx); st.Err == nil {
-		st.Err = failure(s.conn.do(ctx, goredis.NewStringCmd(ctx, "get", metaKey+":none")))
+		st.Err = failure(s.conn.read.do(ctx, goredis.NewStringCmd(ctx, "get", metaKey+":none")))
 		if errors.Is(st.Err, goredis.Nil) {
 			st.Err = nil
 		}
@@ -173,9 +180,9 @@ func (s *Store) Status(ctx context.Context) storage.Status {
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
 		close(s.closed)
-		s.closeErr = s.conn.blocking.Close()
+		_ = s.conn.stream.close() // it says so again below
 		s.work.Wait()
-		s.closeErr = errors.Join(s.closeErr, s.conn.close())
+		s.closeErr = s.conn.close()
 	})
 	return s.closeErr
 }

@@ -138,13 +138,16 @@ func (t *tail) follow(ctx context.Context) error {
 // seek begins at the end of every feed.
 func (t *tail) seek(ctx context.Context) error {
 	cmds := make([]*goredis.XMessageSliceCmd, len(t.s.shards))
-	p := t.s.conn.base.Pipeline()
 	for i, sh := range t.s.shards {
 		cmds[i] = goredis.NewXMessageSliceCmd(ctx, "xrevrange", sh.feed(), "+", "-", "count", 1)
-		_ = p.Process(ctx, cmds[i])
 	}
-	if _, err := p.Exec(ctx); err != nil {
+	if err := t.s.conn.stream.pipeline(ctx, asCmders(cmds)...); err != nil {
 		return err
+	}
+	for _, cmd := range cmds {
+		if err := cmd.Err(); err != nil {
+			return err
+		}
 	}
 	for i := len(cmds) - 1; i >= 0; i-- {
 		t.last[i] = "0-0"
@@ -165,7 +168,7 @@ func (t *tail) block(ctx context.Context) ([]goredis.XStream, error) {
 	// without a word must keep neither Close nor the waiters for that long.
 	ctx, cancel := context.WithTimeout(ctx, tailBlock+t.s.opts.Timeout)
 	defer cancel()
-	streams, err := t.s.conn.blocking.XRead(ctx, &goredis.XReadArgs{
+	streams, err := t.s.conn.stream.client.XRead(ctx, &goredis.XReadArgs{
 		Streams: append(keys, t.last...), Count: tailCount, Block: tailBlock,
 	}).Result()
 	if errors.Is(err, goredis.Nil) {
@@ -177,11 +180,12 @@ func (t *tail) block(ctx context.Context) ([]goredis.XStream, error) {
 // look asks each shard of a cluster once.
 func (t *tail) look(ctx context.Context) ([]goredis.XStream, error) {
 	cmds := make([]*goredis.XStreamSliceCmd, len(t.s.shards))
-	p := t.s.conn.base.Pipeline()
 	for i, sh := range t.s.shards {
-		cmds[i] = p.XRead(ctx, &goredis.XReadArgs{Streams: []string{sh.feed(), t.last[i]}, Count: tailCount, Block: -1})
+		cmds[i] = goredis.NewXStreamSliceCmd(ctx, "xread", "count", tailCount, "streams", sh.feed(), t.last[i])
 	}
-	_, _ = p.Exec(ctx) // each command has its own error
+	if err := t.s.conn.stream.pipeline(ctx, asCmders(cmds)...); err != nil {
+		return nil, err
+	}
 	var all []goredis.XStream
 	var errs []error
 	for _, cmd := range cmds {

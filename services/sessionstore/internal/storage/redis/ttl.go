@@ -108,7 +108,7 @@ func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, er
 	}
 	ctx, end := s.span(ctx, "explain")
 	cmd := goredis.NewSliceCmd(ctx, "hmget", sh.session(id), "crt", "pol", "dec", "kind", "kinds")
-	err := failure(s.conn.do(ctx, cmd))
+	err := failure(s.conn.read.do(ctx, cmd))
 	end(err)
 	if err != nil {
 		return storage.Explanation{}, err

@@ -16,6 +16,19 @@ import (
 
 func sessionCases() []Case {
 	return []Case{
+		{"create/the same id is the same call", func(t TB, fx Fixture) {
+			in := fx.fresh("acme", "ann", "", fx.policy(long))
+			first, _, err := fx.Store.Create(t.Context(), in, "")
+			ok(t, err)
+			fx.append(t, first.GetId(), "e")
+			again, existed, err := fx.Store.Create(t.Context(), in, "")
+			ok(t, err)
+			equal(t, "id", again.GetId(), first.GetId())
+			equal(t, "existed", existed, false)
+			equal(t, "session:created", count(fx.types(t, first.GetId()), storage.TypeCreated), 1)
+			equal(t, "events", len(fx.types(t, first.GetId())), 2)
+			equal(t, "revision", again.GetRevision(), 1)
+		}},
 		{"create/stores what it was given", func(t TB, fx Fixture) {
 			in := fx.fresh("acme", "ann", "", fx.policy())
 			in.Labels = map[string]string{"a": "b", "ü": "ö"}

@@ -7,6 +7,8 @@ if request ~= '' then
   if old and redis.call('EXISTS', key('session', old)) == 1 then return {1, old} end
 end
 local s = key('session', id)
+-- The same call again, whose answer was lost: ids are never made twice.
+if redis.call('EXISTS', s) == 1 then return {0} end
 redis.call('HSET', s, unpack(ARGV, 6))
 local v = redis.call('HMGET', s, 'exp', 'below', 'um', 'pm')
 local expire = tonumber(v[1])

@@ -1,0 +1,89 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/livinguniverse/stoker/pkg/resilience"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// faultCodes are the replies of a server that cannot do its work now, whatever
+// it is asked (redis.io/docs, error codes of the commands' pages).
+var faultCodes = []string{
+	"LOADING",     // it is reading its data
+	"READONLY",    // it was a master, and is a replica now
+	"MASTERDOWN",  // a replica whose master is gone
+	"CLUSTERDOWN", // a slot has no node
+	"TRYAGAIN",    // a slot is on the move
+	"OOM",         // maxmemory is reached, and nothing may be evicted
+	"MISCONF",     // it cannot persist, and refuses writes
+	"NOREPLICAS",  // too few replicas are in touch
+	"BUSY",        // a script does not come to its end
+}
+
+// isFault is the one place that tells a fault of the infrastructure from an
+// answer. Only faults move a circuit breaker, and only they are worth a retry.
+func isFault(err error) bool {
+	var open *resilience.OpenError
+	var server goredis.Error
+	var network net.Error
+	switch {
+	case err == nil,
+		errors.Is(err, goredis.Nil),
+		errors.Is(err, context.Canceled),  // the caller has left
+		errors.Is(err, goredis.ErrClosed), // we have closed
+		errors.As(err, &open):             // not a call at all
+		return false
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.Is(err, goredis.ErrPoolTimeout), errors.Is(err, goredis.ErrPoolExhausted):
+		return true
+	case errors.As(err, &network), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
+		return true
+	case errors.As(err, &server):
+		return hasFaultCode(server.Error())
+	default:
+		return false
+	}
+}
+
+// hasFaultCode looks at the first word of a reply, and of what a script passed
+// on: before Redis 7 that comes after "@user_script: 1: -".
+func hasFaultCode(reply string) bool {
+	const script = "@user_script:"
+	if at := strings.LastIndex(reply, script); at >= 0 && strings.HasPrefix(reply, "ERR ") {
+		_, passed, _ := strings.Cut(reply[at+len(script):], ": ")
+		reply = strings.TrimPrefix(passed, "-")
+	}
+	for _, code := range faultCodes {
+		if rest, ok := strings.CutPrefix(reply, code); ok && (rest == "" || rest[0] == ' ') {
+			return true
+		}
+	}
+	return false
+}
+
+// failure maps what Redis or the network answered. A caller whose context
+// ended gets the context's error. A fault means that the store cannot answer,
+// and that a write may or may not have been applied; any other refusal by the
+// server is a defect of ours or of its configuration.
+func failure(err error) error {
+	var open *resilience.OpenError
+	switch {
+	case err == nil, errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, goredis.ErrClosed):
+		return storage.ErrClosed
+	case errors.As(err, &open), isFault(err):
+		return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
+	default:
+		return fmt.Errorf("redis: %w", err)
+	}
+}

@@ -1,0 +1,94 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/livinguniverse/stoker/pkg/resilience"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// serverReply is an error that a server sent.
+type serverReply string
+
+func (r serverReply) Error() string { return string(r) }
+func (serverReply) RedisError()     {}
+
+// TestFaults is the whole of what counts against a node, and what does not.
+func TestFaults(t *testing.T) {
+	dial := &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	reset := &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)}
+	timeout := &net.OpError{Op: "read", Net: "tcp", Err: os.ErrDeadlineExceeded}
+	open := &resilience.OpenError{Breaker: "read@a:1"}
+	for _, c := range []struct {
+		name  string
+		err   error
+		fault bool
+		maps  error // what failure makes of it; nil for an error of no kind
+	}{
+		{"connection refused", dial, true, storage.ErrUnavailable},
+		{"connection reset", reset, true, storage.ErrUnavailable},
+		{"read timeout", timeout, true, storage.ErrUnavailable},
+		{"our deadline", context.DeadlineExceeded, true, storage.ErrUnavailable},
+		{"end of file", io.EOF, true, storage.ErrUnavailable},
+		{"end in the middle of a reply", io.ErrUnexpectedEOF, true, storage.ErrUnavailable},
+		{"connection closed", net.ErrClosed, true, storage.ErrUnavailable},
+		{"no such host", &net.DNSError{Err: "no such host"}, true, storage.ErrUnavailable},
+		{"pool timeout", goredis.ErrPoolTimeout, true, storage.ErrUnavailable},
+		{"pool exhausted", goredis.ErrPoolExhausted, true, storage.ErrUnavailable},
+		{"wrapped", fmt.Errorf("pipeline: %w", reset), true, storage.ErrUnavailable},
+		{"LOADING", serverReply("LOADING Redis is loading the dataset in memory"), true, storage.ErrUnavailable},
+		{"READONLY", serverReply("READONLY You can't write against a read only replica."), true, storage.ErrUnavailable},
+		{"CLUSTERDOWN", serverReply("CLUSTERDOWN The cluster is down"), true, storage.ErrUnavailable},
+		{"TRYAGAIN", serverReply("TRYAGAIN Multiple keys request during rehashing of slot"), true, storage.ErrUnavailable},
+		{"MASTERDOWN", serverReply("MASTERDOWN Link with MASTER is down"), true, storage.ErrUnavailable},
+		{"OOM", serverReply("OOM command not allowed when used memory > 'maxmemory'."), true, storage.ErrUnavailable},
+		{"OOM in a script", serverReply("OOM command not allowed when used memory > 'maxmemory'. script: 1f, on @user_script:1."), true, storage.ErrUnavailable},
+		{"OOM in a script of Redis 6", serverReply("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: -OOM command not allowed when used memory > 'maxmemory'."), true, storage.ErrUnavailable},
+		{"READONLY in a script of Redis 6", serverReply("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: -READONLY You can't write against a read only replica."), true, storage.ErrUnavailable},
+		{"MISCONF", serverReply("MISCONF Redis is configured to save RDB snapshots"), true, storage.ErrUnavailable},
+		{"NOREPLICAS", serverReply("NOREPLICAS Not enough good replicas to write."), true, storage.ErrUnavailable},
+		{"BUSY", serverReply("BUSY Redis is busy running a script."), true, storage.ErrUnavailable},
+
+		{"nothing", nil, false, nil},
+		{"nil", goredis.Nil, false, goredis.Nil},
+		{"the caller has left", context.Canceled, false, context.Canceled},
+		{"the caller has left, wrapped", fmt.Errorf("get: %w", context.Canceled), false, context.Canceled},
+		{"closed by us", goredis.ErrClosed, false, storage.ErrClosed},
+		{"turned away by a breaker", open, false, storage.ErrUnavailable},
+		{"NOSCRIPT", serverReply("NOSCRIPT No matching script."), false, nil},
+		{"WRONGTYPE", serverReply("WRONGTYPE Operation against a key holding the wrong kind of value"), false, nil},
+		{"MOVED", serverReply("MOVED 1 127.0.0.1:1"), false, nil},
+		{"ASK", serverReply("ASK 1 127.0.0.1:1"), false, nil},
+		{"a defect of a script", serverReply("ERR user_script:3: attempt to index a nil value script: 1f, on @user_script:3."), false, nil},
+		{"a word that begins like one", serverReply("BUSYGROUP Consumer Group name already exists"), false, nil},
+		{"wrong password", serverReply("WRONGPASS invalid username-password pair"), false, nil},
+		{"ours", storage.ErrConflict, false, nil},
+		{"any other", errors.New("strange"), false, nil},
+	} {
+		if got := isFault(c.err); got != c.fault {
+			t.Errorf("%s: fault %v, want %v", c.name, got, c.fault)
+		}
+		got := failure(c.err)
+		if (c.err == nil) != (got == nil) {
+			t.Errorf("%s: became %v", c.name, got)
+		}
+		if c.maps != nil && !errors.Is(got, c.maps) {
+			t.Errorf("%s: became %v, want %v", c.name, got, c.maps)
+		}
+		if c.maps == nil && errors.Is(got, storage.ErrUnavailable) {
+			t.Errorf("%s: became %v, which says that asking again may help", c.name, got)
+		}
+		if c.err != nil && c.maps != storage.ErrClosed && !errors.Is(got, c.err) {
+			t.Errorf("%s: the cause is lost in %v", c.name, got)
+		}
+	}
+}

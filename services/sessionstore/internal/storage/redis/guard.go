@@ -1,0 +1,98 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/livinguniverse/stoker/pkg/resilience"
+)
+
+// Classes of operations, each with connections and breakers of its own, so that
+// one does not starve the others.
+const (
+	ClassRead   = "read"
+	ClassWrite  = "write"
+	ClassStream = "stream"
+)
+
+// guard is a go-redis hook of one node's client: every round trip runs under
+// the breaker of its class and node, and under a deadline of its own. Callers
+// come and go meanwhile: one that leaves is no verdict on the node, and a batch
+// may hold the commands of many.
+type guard struct {
+	breaker *resilience.Breaker
+	timeout time.Duration
+}
+
+var _ goredis.Hook = (*guard)(nil)
+
+// guarded marks the context of a round trip under way: a new connection's
+// handshake is a part of it, and must not ask for another permit.
+type guarded struct{}
+
+func (g *guard) begin(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx = context.WithValue(context.WithoutCancel(ctx), guarded{}, true)
+	return context.WithTimeout(ctx, g.timeout)
+}
+
+// DialHook leaves dialing alone: it happens inside a round trip.
+func (g *guard) DialHook(next goredis.DialHook) goredis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
+}
+
+// ProcessHook guards a single command.
+func (g *guard) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
+	return func(ctx context.Context, cmd goredis.Cmder) error {
+		if ctx.Value(guarded{}) != nil {
+			return next(ctx, cmd)
+		}
+		var err error
+		rejected := g.breaker.Guard(func() bool {
+			inner, cancel := g.begin(ctx)
+			defer cancel()
+			err = next(inner, cmd)
+			return isFault(err)
+		})
+		if rejected != nil {
+			cmd.SetErr(rejected)
+			return rejected
+		}
+		return err
+	}
+}
+
+// ProcessPipelineHook guards a batch: one round trip, one verdict.
+func (g *guard) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []goredis.Cmder) error {
+		if ctx.Value(guarded{}) != nil {
+			return next(ctx, cmds)
+		}
+		var err error
+		rejected := g.breaker.Guard(func() bool {
+			inner, cancel := g.begin(ctx)
+			defer cancel()
+			err = next(inner, cmds)
+			return isFault(err) || anyFault(cmds)
+		})
+		if rejected != nil {
+			for _, cmd := range cmds {
+				cmd.SetErr(rejected)
+			}
+			return rejected
+		}
+		return err
+	}
+}
+
+func anyFault(cmds []goredis.Cmder) bool {
+	for _, cmd := range cmds {
+		if err := cmd.Err(); err != nil && !errors.Is(err, goredis.Nil) && isFault(err) {
+			return true
+		}
+	}
+	return false
+}

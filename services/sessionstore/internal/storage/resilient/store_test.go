@@ -1,0 +1,295 @@
+package resilient_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/livinguniverse/stoker/pkg/resilience"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/resilient"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type clock struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) Advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = c.t.Add(d)
+}
+
+func inMemory(t testing.TB) (*memory.Store, *clock) {
+	t.Helper()
+	c := &clock{t: time.UnixMilli(1_800_000_000_000)}
+	o := storagetest.OptionsFor(time.Second)
+	s, err := memory.New(memory.Options{Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents, SettleMax: o.SettleMax, Retention: o.Retention, Clock: c.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s, c
+}
+
+func options(c *clock) resilient.Options {
+	return resilient.Options{Clock: c.Now, Retry: resilience.RetryConfig{Delay: time.Microsecond, Budget: 10}}
+}
+
+func fixture(s storage.Store, inner *memory.Store, c *clock) storagetest.Fixture {
+	return storagetest.Fixture{
+		Store: s, Unit: time.Second, Now: c.Now, Advance: c.Advance,
+		Entries: func() int { return int(inner.Status(context.Background()).Entries) },
+	}
+}
+
+func TestConformance(t *testing.T) {
+	storagetest.Run(t, func(t testing.TB) storagetest.Fixture {
+		t.Helper()
+		inner, c := inMemory(t)
+		return fixture(resilient.New(inner, options(c)), inner, c)
+	}, nil)
+}
+
+var errLost = fmt.Errorf("%w: connection reset", storage.ErrUnavailable)
+
+// flaky fails every other call of those that are tried again: in turn before
+// and after it was applied.
+type flaky struct {
+	storage.Store
+	calls atomic.Int64
+}
+
+func flake[T any](f *flaky, op func() (T, error)) (T, error) {
+	var none T
+	switch f.calls.Add(1) % 4 {
+	case 1:
+		return none, errLost
+	case 3:
+		if _, err := op(); err != nil {
+			return none, err
+		}
+		return none, errLost
+	default:
+		return op()
+	}
+}
+
+func (f *flaky) Get(ctx context.Context, id string) (*sessionv1.Session, error) {
+	return flake(f, func() (*sessionv1.Session, error) { return f.Store.Get(ctx, id) })
+}
+
+func (f *flaky) List(ctx context.Context, q storage.ListQuery) (storage.SessionPage, error) {
+	return flake(f, func() (storage.SessionPage, error) { return f.Store.List(ctx, q) })
+}
+
+func (f *flaky) ActiveUsers(ctx context.Context, q storage.ListQuery) (storage.UserPage, error) {
+	return flake(f, func() (storage.UserPage, error) { return f.Store.ActiveUsers(ctx, q) })
+}
+
+func (f *flaky) Explain(ctx context.Context, id string) (storage.Explanation, error) {
+	return flake(f, func() (storage.Explanation, error) { return f.Store.Explain(ctx, id) })
+}
+
+func (f *flaky) ListEvents(ctx context.Context, q storage.EventQuery) (storage.EventPage, error) {
+	if q.Wait > 0 {
+		return f.Store.ListEvents(ctx, q)
+	}
+	return flake(f, func() (storage.EventPage, error) { return f.Store.ListEvents(ctx, q) })
+}
+
+func (f *flaky) Create(ctx context.Context, s *sessionv1.Session, request string) (*sessionv1.Session, bool, error) {
+	existed := false
+	out, err := flake(f, func() (out *sessionv1.Session, err error) {
+		out, existed, err = f.Store.Create(ctx, s, request)
+		return out, err
+	})
+	return out, existed, err
+}
+
+func (f *flaky) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
+	if u.IfRevision != 0 {
+		return f.Store.Update(ctx, id, u)
+	}
+	// Applied once only: each time it is, the revision grows.
+	if f.calls.Add(1)%2 == 1 {
+		return nil, errLost
+	}
+	return f.Store.Update(ctx, id, u)
+}
+
+func (f *flaky) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
+	return flake(f, func() (*sessionv1.Session, error) { return f.Store.End(ctx, id, reason) })
+}
+
+func (f *flaky) Delete(ctx context.Context, id string) error {
+	_, err := flake(f, func() (struct{}, error) { return struct{}{}, f.Store.Delete(ctx, id) })
+	return err
+}
+
+func (f *flaky) DeletePolicy(ctx context.Context, project string) error {
+	_, err := flake(f, func() (struct{}, error) { return struct{}{}, f.Store.DeletePolicy(ctx, project) })
+	return err
+}
+
+func (f *flaky) Append(ctx context.Context, id string, events []*sessionv1.Event) ([]string, error) {
+	return flake(f, func() ([]string, error) { return f.Store.Append(ctx, id, events) })
+}
+
+// Extend and GetMany lose single answers.
+func (f *flaky) Extend(ctx context.Context, items []storage.Activity) ([]storage.ExtendResult, error) {
+	if len(items) == 1 {
+		return flake(f, func() ([]storage.ExtendResult, error) { return f.Store.Extend(ctx, items) })
+	}
+	res, err := f.Store.Extend(ctx, items)
+	for i := range res {
+		if f.calls.Add(1)%3 == 0 {
+			res[i] = storage.ExtendResult{Err: errLost}
+		}
+	}
+	return res, err
+}
+
+func (f *flaky) GetMany(ctx context.Context, ids []string) ([]storage.SessionResult, error) {
+	res, err := f.Store.GetMany(ctx, ids)
+	for i := range res {
+		if f.calls.Add(1)%3 == 0 {
+			res[i] = storage.SessionResult{Err: errLost}
+		}
+	}
+	return res, err
+}
+
+const lostExtension = "the answer to an extension that was lost is, the second time, that it is not needed any more"
+
+// TestConformanceThroughFaults: over a store that keeps losing answers, before
+// and after it has applied a call, everything is as over one that does not.
+func TestConformanceThroughFaults(t *testing.T) {
+	storagetest.Run(t, func(t testing.TB) storagetest.Fixture {
+		t.Helper()
+		inner, c := inMemory(t)
+		opts := options(c)
+		opts.Retry.Attempts = 10
+		return fixture(resilient.New(&flaky{Store: inner}, opts), inner, c)
+	}, map[string]string{
+		"extend/one of many at once":                lostExtension,
+		"extend/strategies":                         lostExtension,
+		"extend/judged by event time":               lostExtension,
+		"extend/the same again never extends twice": lostExtension,
+		"extend/to the cap and not beyond":          lostExtension,
+		"delete/leaves nothing":                     "whether a try that was lost has removed what is not there cannot be known",
+	})
+}
+
+// failing answers every call with an error.
+type failing struct {
+	storage.Store
+	err   error
+	calls atomic.Int64
+}
+
+func (f *failing) Get(context.Context, string) (*sessionv1.Session, error) {
+	f.calls.Add(1)
+	return nil, f.err
+}
+
+func (f *failing) Update(context.Context, string, storage.Update) (*sessionv1.Session, error) {
+	f.calls.Add(1)
+	return nil, f.err
+}
+
+func TestTriesAgainOnlyWhatMayHelp(t *testing.T) {
+	open := fmt.Errorf("%w: %w", storage.ErrUnavailable, &resilience.OpenError{Breaker: "read@a:1"})
+	for _, c := range []struct {
+		name  string
+		err   error
+		calls int64
+	}{
+		{"a fault", errLost, 3}, {"an open breaker", open, 1}, {"not found", storage.ErrNotFound, 1},
+		{"conflict", storage.ErrConflict, 1}, {"the caller has left", context.Canceled, 1}, {"closed", storage.ErrClosed, 1},
+	} {
+		f := &failing{err: c.err}
+		s := resilient.New(f, options(&clock{}))
+		if _, err := s.Get(t.Context(), "id"); !errors.Is(err, c.err) || f.calls.Load() != c.calls {
+			t.Errorf("%s: %d calls, %v; want %d", c.name, f.calls.Load(), err, c.calls)
+		}
+	}
+	// A try that was applied would be taken for somebody else's change.
+	f := &failing{err: errLost}
+	if _, err := resilient.New(f, options(&clock{})).Update(t.Context(), "id", storage.Update{IfRevision: 3}); !errors.Is(err, errLost) || f.calls.Load() != 1 {
+		t.Errorf("an update with a revision: %d calls, %v", f.calls.Load(), err)
+	}
+}
+
+// slow holds every read until it is told.
+type slow struct {
+	storage.Store
+	in      atomic.Int64
+	release chan struct{}
+}
+
+func (s *slow) Get(ctx context.Context, _ string) (*sessionv1.Session, error) {
+	s.in.Add(1)
+	select {
+	case <-s.release:
+		return &sessionv1.Session{}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// TestShedsBeyondTheLimit, and writes go on while reads are full.
+func TestShedsBeyondTheLimit(t *testing.T) {
+	inner, c := inMemory(t)
+	gate := &slow{Store: inner, release: make(chan struct{})}
+	opts := options(c)
+	opts.Reads = resilience.LimitConfig{Least: 8, Most: 8, Initial: 8}
+	s := resilient.New(gate, opts)
+	var wg sync.WaitGroup
+	var shed, served atomic.Int64
+	for range 100 {
+		wg.Go(func() {
+			_, err := s.Get(t.Context(), "id")
+			var why *resilience.ShedError
+			switch {
+			case err == nil:
+				served.Add(1)
+			case errors.Is(err, storage.ErrExhausted) && errors.As(err, &why):
+				shed.Add(1)
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	for end := time.Now().Add(10 * time.Second); shed.Load() < 92 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
+	if _, err := s.SetPolicy(t.Context(), "acme", &sessionv1.TTLPolicy{}); err != nil {
+		t.Errorf("a write while reads are full: %v", err)
+	}
+	close(gate.release)
+	wg.Wait()
+	if shed.Load() != 92 || served.Load() != 8 || gate.in.Load() != 8 {
+		t.Errorf("%d shed, %d served, %d got through; want 92, 8 and 8", shed.Load(), served.Load(), gate.in.Load())
+	}
+	if reads, limit, writes, _ := s.Loads(); reads != 0 || limit != 8 || writes != 0 {
+		t.Errorf("left: %d reads of %d, %d writes", reads, limit, writes)
+	}
+}
