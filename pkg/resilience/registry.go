@@ -10,7 +10,7 @@ import (
 // MaxBreakers bounds a registry: nodes come from what a cluster says of itself.
 const MaxBreakers = 4096
 
-// ErrNoBreaker: there is no breaker of that name.
+// ErrNoBreaker says that there is no breaker of that name.
 var ErrNoBreaker = errors.New("no such breaker")
 
 // Registry holds the breakers of a process, one for each class and node. It is

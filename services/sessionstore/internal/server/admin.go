@@ -75,11 +75,15 @@ func (a *Admin) SetBreaker(_ context.Context, req *sessionv1.SetBreakerRequest) 
 // GetStoreStatus tells how the store is doing.
 func (a *Admin) GetStoreStatus(ctx context.Context, _ *sessionv1.GetStoreStatusRequest) (*sessionv1.StoreStatus, error) {
 	st := a.store.Status(ctx)
-	return &sessionv1.StoreStatus{
+	out := &sessionv1.StoreStatus{
 		Backend: st.Backend, Shards: int32(st.Shards), Reachable: st.Err == nil, Durable: st.Durable,
 		Degraded:  a.breakers.Degraded(),
 		StartTime: timestamppb.New(a.started),
-	}, nil
+	}
+	if !st.LastLoss.IsZero() {
+		out.DataLossTime = timestamppb.New(st.LastLoss)
+	}
+	return out, nil
 }
 
 // ListDeadLetters lists journaled writes that could not be replayed.

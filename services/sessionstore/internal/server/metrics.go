@@ -96,6 +96,7 @@ func observe(m metric.Meter, store storage.Store) error {
 	entries, err1 := m.Int64ObservableGauge("stoker_store_entries", metric.WithDescription("What the embedded store keeps per session, index entries included."))
 	lag, err2 := m.Int64ObservableGauge("stoker_feed_lag", metric.WithDescription("Feed entries not yet acknowledged, by group and shard."))
 	age, err3 := m.Float64ObservableGauge("stoker_feed_watermark_age", metric.WithUnit("s"), metric.WithDescription("Age of the watermark, by group and shard: the oldest entry that is not acknowledged, 0 where there is none."))
+	losses, err7 := m.Int64ObservableCounter("stoker_store_data_losses", metric.WithDescription("How often the backend was seen to have lost its data."))
 	loads, err5 := m.Int64ObservableGauge("stoker_store_calls", metric.WithDescription("Calls of the store under way, by class."))
 	limits, err6 := m.Int64ObservableGauge("stoker_store_call_limit", metric.WithDescription("How many calls may be under way, by class; further ones are turned away."))
 	_, err4 := m.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
@@ -109,9 +110,11 @@ func observe(m metric.Meter, store storage.Store) error {
 		}
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		if n := store.Status(ctx).Entries; n >= 0 {
-			o.ObserveInt64(entries, n)
+		st := store.Status(ctx)
+		if st.Entries >= 0 {
+			o.ObserveInt64(entries, st.Entries)
 		}
+		o.ObserveInt64(losses, st.Losses)
 		groups, err := store.Groups(ctx)
 		if err != nil {
 			return err
@@ -126,8 +129,8 @@ func observe(m metric.Meter, store storage.Store) error {
 			o.ObserveFloat64(age, behind, at)
 		}
 		return nil
-	}, entries, lag, age, loads, limits)
-	return errors.Join(err1, err2, err3, err4, err5, err6)
+	}, entries, lag, age, loads, limits, losses)
+	return errors.Join(err1, err2, err3, err4, err5, err6, err7)
 }
 
 // loader is a store that limits how many calls are under way.

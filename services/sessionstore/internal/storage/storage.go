@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/structpb"
@@ -54,6 +55,29 @@ type Status struct {
 	// Entries counts what is kept per session, index entries included; -1 where
 	// the backend cannot tell cheaply.
 	Entries int64
+	// Losses counts how often the backend was seen to have lost its data since
+	// the start; LastLoss is when, zero for never.
+	Losses   int64
+	LastLoss time.Time
+}
+
+// LossRecord remembers losses of data. It is safe for concurrent use.
+type LossRecord struct {
+	n, last atomic.Int64
+}
+
+// Add remembers one more.
+func (l *LossRecord) Add(at time.Time) {
+	l.n.Add(1)
+	l.last.Store(at.UnixMilli())
+}
+
+// Get returns how many there were, and when the last was.
+func (l *LossRecord) Get() (n int64, last time.Time) {
+	if ms := l.last.Load(); ms != 0 {
+		last = time.UnixMilli(ms)
+	}
+	return l.n.Load(), last
 }
 
 // Sessions creates, reads and changes single sessions.

@@ -403,7 +403,9 @@ type StoreStatus struct {
 	DeadLetters    int64                  `protobuf:"varint,7,opt,name=dead_letters,json=deadLetters,proto3" json:"dead_letters,omitempty"`
 	StartTime      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// True when acknowledged writes survive a crash of this process's machine.
-	Durable       bool `protobuf:"varint,9,opt,name=durable,proto3" json:"durable,omitempty"`
+	Durable bool `protobuf:"varint,9,opt,name=durable,proto3" json:"durable,omitempty"`
+	// When the backend was last seen to have lost its data; absent for never.
+	DataLossTime  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=data_loss_time,json=dataLossTime,proto3" json:"data_loss_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -499,6 +501,13 @@ func (x *StoreStatus) GetDurable() bool {
 		return x.Durable
 	}
 	return false
+}
+
+func (x *StoreStatus) GetDataLossTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DataLossTime
+	}
+	return nil
 }
 
 type ListDeadLettersRequest struct {
@@ -814,7 +823,7 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x12B\n" +
 	"\x05state\x18\x02 \x01(\x0e2 .stoker.session.v1.Breaker.StateB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05state\"\x17\n" +
-	"\x15GetStoreStatusRequest\"\xbf\x02\n" +
+	"\x15GetStoreStatusRequest\"\x81\x03\n" +
 	"\vStoreStatus\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x16\n" +
 	"\x06shards\x18\x02 \x01(\x05R\x06shards\x12\x1a\n" +
@@ -825,7 +834,9 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\fdead_letters\x18\a \x01(\x03R\vdeadLetters\x129\n" +
 	"\n" +
 	"start_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12\x18\n" +
-	"\adurable\x18\t \x01(\bR\adurable\"j\n" +
+	"\adurable\x18\t \x01(\bR\adurable\x12@\n" +
+	"\x0edata_loss_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\fdataLossTime\"j\n" +
 	"\x16ListDeadLettersRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
@@ -894,23 +905,24 @@ var file_stoker_session_v1_admin_service_proto_depIdxs = []int32{
 	1,  // 3: stoker.session.v1.ListBreakersResponse.breakers:type_name -> stoker.session.v1.Breaker
 	0,  // 4: stoker.session.v1.SetBreakerRequest.state:type_name -> stoker.session.v1.Breaker.State
 	12, // 5: stoker.session.v1.StoreStatus.start_time:type_name -> google.protobuf.Timestamp
-	9,  // 6: stoker.session.v1.ListDeadLettersResponse.dead_letters:type_name -> stoker.session.v1.DeadLetter
-	12, // 7: stoker.session.v1.DeadLetter.accept_time:type_name -> google.protobuf.Timestamp
-	2,  // 8: stoker.session.v1.AdminService.ListBreakers:input_type -> stoker.session.v1.ListBreakersRequest
-	4,  // 9: stoker.session.v1.AdminService.SetBreaker:input_type -> stoker.session.v1.SetBreakerRequest
-	5,  // 10: stoker.session.v1.AdminService.GetStoreStatus:input_type -> stoker.session.v1.GetStoreStatusRequest
-	7,  // 11: stoker.session.v1.AdminService.ListDeadLetters:input_type -> stoker.session.v1.ListDeadLettersRequest
-	10, // 12: stoker.session.v1.AdminService.RetryDeadLetter:input_type -> stoker.session.v1.RetryDeadLetterRequest
-	3,  // 13: stoker.session.v1.AdminService.ListBreakers:output_type -> stoker.session.v1.ListBreakersResponse
-	1,  // 14: stoker.session.v1.AdminService.SetBreaker:output_type -> stoker.session.v1.Breaker
-	6,  // 15: stoker.session.v1.AdminService.GetStoreStatus:output_type -> stoker.session.v1.StoreStatus
-	8,  // 16: stoker.session.v1.AdminService.ListDeadLetters:output_type -> stoker.session.v1.ListDeadLettersResponse
-	11, // 17: stoker.session.v1.AdminService.RetryDeadLetter:output_type -> stoker.session.v1.RetryDeadLetterResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	12, // 6: stoker.session.v1.StoreStatus.data_loss_time:type_name -> google.protobuf.Timestamp
+	9,  // 7: stoker.session.v1.ListDeadLettersResponse.dead_letters:type_name -> stoker.session.v1.DeadLetter
+	12, // 8: stoker.session.v1.DeadLetter.accept_time:type_name -> google.protobuf.Timestamp
+	2,  // 9: stoker.session.v1.AdminService.ListBreakers:input_type -> stoker.session.v1.ListBreakersRequest
+	4,  // 10: stoker.session.v1.AdminService.SetBreaker:input_type -> stoker.session.v1.SetBreakerRequest
+	5,  // 11: stoker.session.v1.AdminService.GetStoreStatus:input_type -> stoker.session.v1.GetStoreStatusRequest
+	7,  // 12: stoker.session.v1.AdminService.ListDeadLetters:input_type -> stoker.session.v1.ListDeadLettersRequest
+	10, // 13: stoker.session.v1.AdminService.RetryDeadLetter:input_type -> stoker.session.v1.RetryDeadLetterRequest
+	3,  // 14: stoker.session.v1.AdminService.ListBreakers:output_type -> stoker.session.v1.ListBreakersResponse
+	1,  // 15: stoker.session.v1.AdminService.SetBreaker:output_type -> stoker.session.v1.Breaker
+	6,  // 16: stoker.session.v1.AdminService.GetStoreStatus:output_type -> stoker.session.v1.StoreStatus
+	8,  // 17: stoker.session.v1.AdminService.ListDeadLetters:output_type -> stoker.session.v1.ListDeadLettersResponse
+	11, // 18: stoker.session.v1.AdminService.RetryDeadLetter:output_type -> stoker.session.v1.RetryDeadLetterResponse
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_stoker_session_v1_admin_service_proto_init() }

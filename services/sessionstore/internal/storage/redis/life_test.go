@@ -350,3 +350,44 @@ func TestFrozenServerDoesNotHoldUpClose(t *testing.T) {
 		t.Errorf("closing took %s", took)
 	}
 }
+
+// TestLostDataIsNoticed by every replica, once for each loss, and not where a
+// server comes back with its data.
+func TestLostDataIsNoticed(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	a, b, client := open(t, server.URL()), open(t, server.URL()), raw(t, server)
+	losses := func(s *redis.Store) int64 {
+		t.Helper()
+		until(t, "a sweep works", func() bool {
+			_, err := s.Sweep(t.Context())
+			return err == nil
+		})
+		st := s.Status(t.Context())
+		if st.LastLoss.IsZero() != (st.Losses == 0) {
+			t.Errorf("%+v", st)
+		}
+		return st.Losses
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if losses(a) != 0 || losses(b) != 0 {
+		t.Error("a restart with all data is taken for a loss")
+	}
+	for n := int64(1); n <= 2; n++ {
+		if err := client.FlushAll(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if got := losses(a); got != n {
+				t.Errorf("after %d losses: %d", n, got)
+			}
+			if got := losses(b); got != n {
+				t.Errorf("after %d losses, the other: %d", n, got)
+			}
+		}
+	}
+}

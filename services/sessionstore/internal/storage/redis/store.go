@@ -4,11 +4,13 @@ package redis
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -103,6 +105,10 @@ type Store struct {
 	policies policyCache
 	tail     *tail
 
+	// epoch names the data that was there when it was last looked at.
+	epoch atomic.Pointer[string]
+	lost  storage.LossRecord
+
 	closed    chan struct{}
 	closeOnce sync.Once
 	closeErr  error
@@ -151,7 +157,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 }
 
 func (s *Store) checkMeta(ctx context.Context) error {
-	r, err := s.run(ctx, s.scripts.meta, s.shards[0], s.opts.Shards, format)
+	r, err := s.meta(ctx)
 	if err != nil {
 		return fmt.Errorf("redis: %w", err)
 	}
@@ -161,12 +167,35 @@ func (s *Store) checkMeta(ctx context.Context) error {
 	if got := r.text(1); got != format {
 		return fmt.Errorf("this Redis holds format %s, this program reads format %s", got, format)
 	}
+	epoch := r.text(2)
+	s.epoch.Store(&epoch)
+	return nil
+}
+
+func (s *Store) meta(ctx context.Context) (reply, error) {
+	return s.run(ctx, s.scripts.meta, s.shards[0], s.opts.Shards, format, rand.Text())
+}
+
+// checkEpoch notices that Redis has lost its data, or holds other data than
+// before: a server that was flushed, or came back without persistence. Nothing
+// can bring it back, but nobody shall believe that nothing has happened.
+func (s *Store) checkEpoch(ctx context.Context) error {
+	r, err := s.meta(ctx)
+	if err != nil {
+		return err
+	}
+	now := r.text(2)
+	if before := s.epoch.Swap(&now); before != nil && *before != now {
+		s.lost.Add(s.opts.Clock())
+		s.opts.Log.ErrorContext(ctx, "Redis has lost its data, or holds other data than before: sessions and events that were acknowledged are gone")
+	}
 	return nil
 }
 
 // Status asks Redis for a sign of life.
 func (s *Store) Status(ctx context.Context) storage.Status {
 	st := storage.Status{Backend: "redis", Shards: len(s.shards), Entries: -1}
+	st.Losses, st.LastLoss = s.lost.Get()
 	if st.Err = s.usable(ctx); st.Err == nil {
 		st.Err = failure(s.conn.read.do(ctx, goredis.NewStringCmd(ctx, "get", metaKey+":none")))
 		if errors.Is(st.Err, goredis.Nil) {

@@ -187,7 +187,10 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	if err := s.usable(ctx); err != nil {
 		return sum, err
 	}
-	var all []error
+	all := []error{s.checkEpoch(ctx)}
+	if all[0] != nil {
+		return sum, all[0]
+	}
 	args := []any{
 		sweepBatch, s.opts.SettleMax.Milliseconds(), s.opts.Retention.Milliseconds(), s.opts.MaxEvents,
 		s.opts.SettleMax.Milliseconds() + keepFeed, keepUngrouped, storage.ActivityGroup,

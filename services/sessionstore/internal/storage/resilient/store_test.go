@@ -279,7 +279,10 @@ func TestShedsBeyondTheLimit(t *testing.T) {
 			}
 		})
 	}
-	for end := time.Now().Add(10 * time.Second); shed.Load() < 92 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); shed.Load() < 92; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("only %d of 100 reads are turned away", shed.Load())
+		}
 	}
 	if _, err := s.SetPolicy(t.Context(), "acme", &sessionv1.TTLPolicy{}); err != nil {
 		t.Errorf("a write while reads are full: %v", err)
