@@ -43,7 +43,7 @@ func ErrorMapper(err error) error { return server.ToStatus(err) }
 
 // New opens the backend.
 func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, error) {
-	breakers, err := newBreakers(cfg, tel)
+	breakers, err := newBreakers(cfg, tel) //nolint:contextcheck // breakers outlive the start, and change state in nobody's call
 	if err != nil {
 		return nil, err
 	}

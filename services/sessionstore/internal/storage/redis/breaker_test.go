@@ -38,16 +38,16 @@ func state(breakers *resilience.Registry, class string) resilience.Status {
 func TestOutageOpensAndRecovers(t *testing.T) {
 	const timeout, delay = 100 * time.Millisecond, 400 * time.Millisecond
 	for name, outage := range map[string]struct {
-		begin, end func(t *testing.T, s *redistest.Server) error
+		begin, end func(s *redistest.Server) error
 	}{
-		"killed":  {func(_ *testing.T, s *redistest.Server) error { return s.Kill() }, func(t *testing.T, s *redistest.Server) error { return s.Restart(t.Context()) }},
-		"stopped": {func(_ *testing.T, s *redistest.Server) error { return s.Pause() }, func(_ *testing.T, s *redistest.Server) error { return s.Resume() }},
+		"killed":  {(*redistest.Server).Kill, func(s *redistest.Server) error { return s.Restart(context.Background()) }},
+		"stopped": {(*redistest.Server).Pause, (*redistest.Server).Resume},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := redistest.Start(t)
 			s, breakers := guarded(t, server.URL(), timeout, delay)
 			id, _ := create(t, s, newSession(1, "ann", time.Hour), "")
-			if err := outage.begin(t, server); err != nil {
+			if err := outage.begin(server); err != nil {
 				t.Fatal(err)
 			}
 			begin := time.Now()
@@ -78,7 +78,7 @@ func TestOutageOpensAndRecovers(t *testing.T) {
 			}
 			t.Logf("while open: p50 %v, p99 %v of %d calls", took[len(took)/2], took[len(took)*99/100], len(took))
 
-			if err := outage.end(t, server); err != nil {
+			if err := outage.end(server); err != nil {
 				t.Fatal(err)
 			}
 			until(t, "the breakers close again", func() bool {

@@ -1,7 +1,6 @@
 package redis
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -130,16 +129,6 @@ func parseURL(raw string) (target, error) {
 		t.db = db
 	}
 	return t, nil
-}
-
-// reload makes a cluster's client look for its nodes again: it would go on
-// dialing a dead one for up to a minute (go-redis #3979).
-func (c *conn) reload(ctx context.Context) {
-	for _, l := range []*lane{c.read, c.write, c.stream} {
-		if client, ok := l.client.(*goredis.ClusterClient); ok {
-			client.ReloadState(ctx)
-		}
-	}
 }
 
 func (c *conn) close() error {

@@ -16,11 +16,11 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
-// serverReply is an error that a server sent.
-type serverReply string
+// replyError is an error that a server sent.
+type replyError string
 
-func (r serverReply) Error() string { return string(r) }
-func (serverReply) RedisError()     {}
+func (r replyError) Error() string { return string(r) }
+func (replyError) RedisError()     {}
 
 // TestFaults is the whole of what counts against a node, and what does not.
 func TestFaults(t *testing.T) {
@@ -45,18 +45,18 @@ func TestFaults(t *testing.T) {
 		{"pool timeout", goredis.ErrPoolTimeout, true, storage.ErrUnavailable},
 		{"pool exhausted", goredis.ErrPoolExhausted, true, storage.ErrUnavailable},
 		{"wrapped", fmt.Errorf("pipeline: %w", reset), true, storage.ErrUnavailable},
-		{"LOADING", serverReply("LOADING Redis is loading the dataset in memory"), true, storage.ErrUnavailable},
-		{"READONLY", serverReply("READONLY You can't write against a read only replica."), true, storage.ErrUnavailable},
-		{"CLUSTERDOWN", serverReply("CLUSTERDOWN The cluster is down"), true, storage.ErrUnavailable},
-		{"TRYAGAIN", serverReply("TRYAGAIN Multiple keys request during rehashing of slot"), true, storage.ErrUnavailable},
-		{"MASTERDOWN", serverReply("MASTERDOWN Link with MASTER is down"), true, storage.ErrUnavailable},
-		{"OOM", serverReply("OOM command not allowed when used memory > 'maxmemory'."), true, storage.ErrUnavailable},
-		{"OOM in a script", serverReply("OOM command not allowed when used memory > 'maxmemory'. script: 1f, on @user_script:1."), true, storage.ErrUnavailable},
-		{"OOM in a script of Redis 6", serverReply("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: -OOM command not allowed when used memory > 'maxmemory'."), true, storage.ErrUnavailable},
-		{"READONLY in a script of Redis 6", serverReply("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: -READONLY You can't write against a read only replica."), true, storage.ErrUnavailable},
-		{"MISCONF", serverReply("MISCONF Redis is configured to save RDB snapshots"), true, storage.ErrUnavailable},
-		{"NOREPLICAS", serverReply("NOREPLICAS Not enough good replicas to write."), true, storage.ErrUnavailable},
-		{"BUSY", serverReply("BUSY Redis is busy running a script."), true, storage.ErrUnavailable},
+		{"LOADING", replyError("LOADING Redis is loading the dataset in memory"), true, storage.ErrUnavailable},
+		{"READONLY", replyError("READONLY You can't write against a read only replica."), true, storage.ErrUnavailable},
+		{"CLUSTERDOWN", replyError("CLUSTERDOWN The cluster is down"), true, storage.ErrUnavailable},
+		{"TRYAGAIN", replyError("TRYAGAIN Multiple keys request during rehashing of slot"), true, storage.ErrUnavailable},
+		{"MASTERDOWN", replyError("MASTERDOWN Link with MASTER is down"), true, storage.ErrUnavailable},
+		{"OOM", replyError("OOM command not allowed when used memory > 'maxmemory'."), true, storage.ErrUnavailable},
+		{"OOM in a script", replyError("OOM command not allowed when used memory > 'maxmemory'. script: 1f, on @user_script:1."), true, storage.ErrUnavailable},
+		{"OOM in a script of Redis 6", replyError("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: -OOM command not allowed when used memory > 'maxmemory'."), true, storage.ErrUnavailable},
+		{"READONLY in a script of Redis 6", replyError("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: -READONLY You can't write against a read only replica."), true, storage.ErrUnavailable},
+		{"MISCONF", replyError("MISCONF Redis is configured to save RDB snapshots"), true, storage.ErrUnavailable},
+		{"NOREPLICAS", replyError("NOREPLICAS Not enough good replicas to write."), true, storage.ErrUnavailable},
+		{"BUSY", replyError("BUSY Redis is busy running a script."), true, storage.ErrUnavailable},
 
 		{"nothing", nil, false, nil},
 		{"nil", goredis.Nil, false, goredis.Nil},
@@ -64,13 +64,13 @@ func TestFaults(t *testing.T) {
 		{"the caller has left, wrapped", fmt.Errorf("get: %w", context.Canceled), false, context.Canceled},
 		{"closed by us", goredis.ErrClosed, false, storage.ErrClosed},
 		{"turned away by a breaker", open, false, storage.ErrUnavailable},
-		{"NOSCRIPT", serverReply("NOSCRIPT No matching script."), false, nil},
-		{"WRONGTYPE", serverReply("WRONGTYPE Operation against a key holding the wrong kind of value"), false, nil},
-		{"MOVED", serverReply("MOVED 1 127.0.0.1:1"), false, nil},
-		{"ASK", serverReply("ASK 1 127.0.0.1:1"), false, nil},
-		{"a defect of a script", serverReply("ERR user_script:3: attempt to index a nil value script: 1f, on @user_script:3."), false, nil},
-		{"a word that begins like one", serverReply("BUSYGROUP Consumer Group name already exists"), false, nil},
-		{"wrong password", serverReply("WRONGPASS invalid username-password pair"), false, nil},
+		{"NOSCRIPT", replyError("NOSCRIPT No matching script."), false, nil},
+		{"WRONGTYPE", replyError("WRONGTYPE Operation against a key holding the wrong kind of value"), false, nil},
+		{"MOVED", replyError("MOVED 1 127.0.0.1:1"), false, nil},
+		{"ASK", replyError("ASK 1 127.0.0.1:1"), false, nil},
+		{"a defect of a script", replyError("ERR user_script:3: attempt to index a nil value script: 1f, on @user_script:3."), false, nil},
+		{"a word that begins like one", replyError("BUSYGROUP Consumer Group name already exists"), false, nil},
+		{"wrong password", replyError("WRONGPASS invalid username-password pair"), false, nil},
 		{"ours", storage.ErrConflict, false, nil},
 		{"any other", errors.New("strange"), false, nil},
 	} {
@@ -87,7 +87,7 @@ func TestFaults(t *testing.T) {
 		if c.maps == nil && errors.Is(got, storage.ErrUnavailable) {
 			t.Errorf("%s: became %v, which says that asking again may help", c.name, got)
 		}
-		if c.err != nil && c.maps != storage.ErrClosed && !errors.Is(got, c.err) {
+		if c.err != nil && !errors.Is(c.maps, storage.ErrClosed) && !errors.Is(got, c.err) {
 			t.Errorf("%s: the cause is lost in %v", c.name, got)
 		}
 	}

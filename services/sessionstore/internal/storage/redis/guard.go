@@ -26,6 +26,8 @@ const (
 type guard struct {
 	breaker *resilience.Breaker
 	timeout time.Duration
+	// opened is told that the node's breaker has opened.
+	opened func(ctx context.Context)
 }
 
 var _ goredis.Hook = (*guard)(nil)
@@ -34,9 +36,21 @@ var _ goredis.Hook = (*guard)(nil)
 // handshake is a part of it, and must not ask for another permit.
 type guarded struct{}
 
-func (g *guard) begin(ctx context.Context) (context.Context, context.CancelFunc) {
+// run makes one round trip, which says whether it met a fault. The error is the
+// breaker's, when it turns the round trip away.
+func (g *guard) run(ctx context.Context, trip func(ctx context.Context) (fault bool)) error {
 	ctx = context.WithValue(context.WithoutCancel(ctx), guarded{}, true)
-	return context.WithTimeout(ctx, g.timeout)
+	faulty := false
+	rejected := g.breaker.Guard(func() bool {
+		ctx, cancel := context.WithTimeout(ctx, g.timeout)
+		defer cancel()
+		faulty = trip(ctx)
+		return faulty
+	})
+	if faulty && g.breaker.Status().State == resilience.Open {
+		g.opened(ctx)
+	}
+	return rejected
 }
 
 // DialHook leaves dialing alone: it happens inside a round trip.
@@ -51,10 +65,8 @@ func (g *guard) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
 			return next(ctx, cmd)
 		}
 		var err error
-		rejected := g.breaker.Guard(func() bool {
-			inner, cancel := g.begin(ctx)
-			defer cancel()
-			err = next(inner, cmd)
+		rejected := g.run(ctx, func(ctx context.Context) bool {
+			err = next(ctx, cmd)
 			return isFault(err)
 		})
 		if rejected != nil {
@@ -72,10 +84,8 @@ func (g *guard) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.Pr
 			return next(ctx, cmds)
 		}
 		var err error
-		rejected := g.breaker.Guard(func() bool {
-			inner, cancel := g.begin(ctx)
-			defer cancel()
-			err = next(inner, cmds)
+		rejected := g.run(ctx, func(ctx context.Context) bool {
+			err = next(ctx, cmds)
 			return isFault(err) || anyFault(cmds)
 		})
 		if rejected != nil {

@@ -27,9 +27,9 @@ type lane struct {
 
 // newLane connects when first used. timeout bounds a round trip.
 func newLane(class string, opts goredis.UniversalOptions, timeout time.Duration, breakers *resilience.Registry) (*lane, error) {
-	l := &lane{client: goredis.NewUniversalClient(&opts)}
+	l := &lane{client: newClient(opts)}
 	hook := func(node string) *guard {
-		return &guard{breaker: breakers.Breaker(class, node), timeout: timeout}
+		return &guard{breaker: breakers.Breaker(class, node), timeout: timeout, opened: l.reload}
 	}
 	var err error
 	switch client := l.client.(type) {
@@ -54,6 +54,26 @@ func newLane(class string, opts goredis.UniversalOptions, timeout time.Duration,
 		return nil, errors.Join(err, l.client.Close())
 	}
 	return l, nil
+}
+
+// topologyMaxAge bounds how long a cluster's client believes what it knows of
+// the nodes: go-redis would go on dialing a dead one for a minute (#3979).
+const topologyMaxAge = 2 * time.Second
+
+func newClient(opts goredis.UniversalOptions) goredis.UniversalClient {
+	if opts.IsClusterMode || (len(opts.Addrs) > 1 && opts.MasterName == "") {
+		cluster := opts.Cluster()
+		cluster.ClusterStateReloadInterval = topologyMaxAge
+		return goredis.NewClusterClient(cluster)
+	}
+	return goredis.NewUniversalClient(&opts)
+}
+
+// reload makes a cluster's client look for its nodes again, in the background.
+func (l *lane) reload(ctx context.Context) {
+	if client, ok := l.client.(*goredis.ClusterClient); ok {
+		client.ReloadState(ctx)
+	}
 }
 
 // do runs one command, through the automatic pipeline where there is one. A

