@@ -120,6 +120,19 @@ func TestModelCatchesPlantedBugs(t *testing.T) {
 			}
 		}),
 		"the cap is no cap": outcomes(sessionv1.ExtendTTLResponse_CAPPED, sessionv1.ExtendTTLResponse_EXTENDED),
+		"a deadline goes past the cap": func(b *broken, _ func() int64) {
+			b.read = func(s *sessionv1.Session) {
+				if p := s.GetTtlPolicy(); s.GetExtensionCount() == p.GetMaxExtensions() {
+					s.ExpireTime = lifetime.Time(lifetime.NewTerms(lifetime.Millis(s.GetCreateTime()), p).Cap + 1)
+				}
+			}
+		},
+		"a batch is judged by its first": func(b *broken, _ func() int64) {
+			b.extend = func(ctx context.Context, items []storage.Activity) ([]storage.ExtendResult, error) {
+				res, err := b.Store.Extend(ctx, items[:1])
+				return slices.Repeat(res, len(items)), err
+			}
+		},
 		"a session that is over answers as if it were not": outcomes(sessionv1.ExtendTTLResponse_ENDED, sessionv1.ExtendTTLResponse_TOO_LATE),
 		"the interval is ignored":                          outcomes(sessionv1.ExtendTTLResponse_TOO_SOON, sessionv1.ExtendTTLResponse_EXTENDED),
 		"the same again extends again": func(b *broken, _ func() int64) {

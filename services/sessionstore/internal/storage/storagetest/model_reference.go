@@ -13,11 +13,12 @@ import (
 // opinion that shares no code with package lifetime. Times are Unix
 // milliseconds.
 type refSession struct {
-	id, project, request               string
+	id, project                        string
 	shard                              int
 	create, expire, last, cause, limit int64 // limit: the latest deadline ever
 	extension, below, interval, window int64
 	count, most                        int
+	revision                           int64
 	strategy                           sessionv1.TTLPolicy_Strategy
 	ids                                map[string]bool
 	over                               sessionv1.Session_Phase
@@ -26,7 +27,8 @@ type refSession struct {
 
 // refEntry is an entry of a shard's feed.
 type refEntry struct {
-	appended int64
+	appended int64 // what the feed has it as: never before the entry ahead of it
+	at       int64 // when it was
 	session  string
 	typ      string
 }
@@ -42,11 +44,11 @@ type reference struct {
 }
 
 func (m *reference) append(s *refSession, typ string, now int64) {
-	f := m.feeds[s.shard]
+	f, stamp := m.feeds[s.shard], now
 	if n := len(f); n > 0 {
-		now = max(now, f[n-1].appended)
+		stamp = max(now, f[n-1].appended)
 	}
-	m.feeds[s.shard] = append(f, refEntry{appended: now, session: s.id, typ: typ})
+	m.feeds[s.shard] = append(f, refEntry{appended: stamp, at: now, session: s.id, typ: typ})
 	m.told[s.id+" "+typ]++
 }
 
@@ -81,6 +83,7 @@ func (m *reference) extend(id string, at int64, event string, now int64) session
 		return sessionv1.ExtendTTLResponse_CAPPED
 	}
 	s.expire, s.count, s.cause = min(s.expire+s.extension, s.limit), s.count+1, max(s.cause, at)
+	s.revision++
 	s.ids[event] = true
 	m.append(s, storage.TypeExtended, now)
 	return sessionv1.ExtendTTLResponse_EXTENDED
@@ -128,6 +131,7 @@ func (m *reference) by(at func(s *refSession) int64) []*refSession {
 
 func (m *reference) end(s *refSession, phase sessionv1.Session_Phase, typ string, now int64) {
 	s.over, s.purge = phase, now+m.retention
+	s.revision++
 	m.append(s, typ, now)
 }
 
