@@ -5,7 +5,9 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -43,15 +45,15 @@ func TestKilledReplicaHandsItsShardsOn(t *testing.T) {
 		metrics = append(metrics, "http://"+m+"/metrics")
 	}
 	eventually(t, 20*time.Second, "the shards are shared out", func() bool {
-		all := 0
+		shared := 0
 		for _, m := range metrics {
 			n := len(shardsOf(t, m))
 			if n == 0 {
 				return false
 			}
-			all += n
+			shared += n
 		}
-		return all == 64
+		return shared == 64
 	})
 
 	ids := make([]string, handoverSessions)
@@ -63,15 +65,13 @@ func TestKilledReplicaHandsItsShardsOn(t *testing.T) {
 		ids[i] = s.GetId()
 		return err
 	})
-	var killed time.Time
-	var orphans []string
-	acked := load(t, store, ids, func() {
-		orphans = shardsOf(t, metrics[0])
-		killed = time.Now()
-		replicas[0].stop(t, syscall.SIGKILL)
-	}, func() {
-		handedOn(t, metrics[1:], orphans, "http://"+admin+"/metrics", killed)
-	})
+	wait := load(t, store, ids)
+	time.Sleep(handoverKill) // under load, not for anything
+	orphans := shardsOf(t, metrics[0])
+	killed := time.Now()
+	replicas[0].stop(t, syscall.SIGKILL)
+	handedOn(t, metrics[1:], orphans, "http://"+admin+"/metrics", killed)
+	acked := wait()
 	if floor := int64(handoverRate * handoverFor.Seconds() * 3 / 4); acked < floor {
 		t.Errorf("only %d events were acknowledged, want at least %d for the test to tell anything", acked, floor)
 	}
@@ -89,101 +89,103 @@ func shardsOf(t *testing.T, metrics string) []string {
 }
 
 // handedOn waits until others read the shards of a replica that was killed, and
-// have caught up on them.
+// have acknowledged what came in between: nobody else can have done that.
 func handedOn(t *testing.T, metrics, orphans []string, store string, killed time.Time) {
+	t.Helper()
 	if len(orphans) == 0 {
-		t.Error("the replica that was killed had no shards")
-		return
+		t.Fatal("the replica that was killed had no shards")
 	}
-	adopted := func() bool {
+	step := func(what string, done func() bool) {
+		t.Helper()
+		eventually(t, 20*time.Second, "the orphaned shards are "+what, done)
+		took := time.Since(killed).Round(10 * time.Millisecond)
+		t.Logf("hand-over: %d shards %s %v after the kill", len(orphans), what, took)
+		if took > 10*time.Second {
+			t.Errorf("hand-over took %v, want at most 10 s", took)
+		}
+	}
+	step("read by others", func() bool {
 		have := map[string]bool{}
 		for _, m := range metrics {
 			for _, s := range shardsOf(t, m) {
 				have[s] = true
 			}
 		}
-		for _, s := range orphans {
-			if !have[s] {
-				return false
+		return all(orphans, func(s string) bool { return have[s] })
+	})
+	adopted := time.Now()
+	step("acknowledged by others", func() bool {
+		since := time.Since(adopted).Seconds()
+		age := map[string]float64{}
+		samples(t, store, "stoker_feed_watermark_age_seconds", func(labels string, v float64) {
+			if strings.Contains(labels, `group="activity"`) {
+				_, rest, _ := strings.Cut(labels, `shard="`)
+				shard, _, _ := strings.Cut(rest, `"`)
+				age[shard] = v
 			}
-		}
-		return true
-	}
-	caughtUp := func() bool {
-		for _, s := range orphans {
-			if metricWhere(t, store, "stoker_feed_watermark_age_seconds", `group="activity"`, `shard="`+s+`"`) > 2 {
-				return false
+		})
+		return all(orphans, func(s string) bool {
+			a, found := age[s]
+			if !found {
+				t.Fatalf("no watermark age of shard %s", s)
 			}
-		}
-		return true
-	}
-	for _, step := range []struct {
-		what string
-		done func() bool
-	}{{"read by others", adopted}, {"caught up on", caughtUp}} {
-		for !step.done() {
-			if time.Since(killed) > 20*time.Second {
-				t.Errorf("%d shards are not %s within 20 s", len(orphans), step.what)
-				return
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
-		took := time.Since(killed).Round(10 * time.Millisecond)
-		t.Logf("hand-over: %d shards %s %v after the kill", len(orphans), step.what, took)
-		if took > 10*time.Second {
-			t.Errorf("hand-over took %v, want at most 10 s", took)
-		}
-	}
+			return a < since
+		})
+	})
+}
+
+func all(list []string, ok func(string) bool) bool {
+	return !slices.ContainsFunc(list, func(s string) bool { return !ok(s) })
 }
 
 // load appends events at a steady rate to each session in turn, whatever the
-// answers take, and returns how many were acknowledged. A session that refuses
-// one is over. kill runs after a while, and then watch beside the load.
-func load(t *testing.T, store sessionv1.StorageServiceClient, ids []string, kill, watch func()) int64 {
+// answers take, beside the test. wait returns how many were acknowledged; that
+// one was refused fails the test.
+func load(t *testing.T, store sessionv1.StorageServiceClient, ids []string) (wait func() int64) {
 	t.Helper()
+	const burst = 20
+	ctx, cancel := context.WithCancel(t.Context())
 	var acked, refused atomic.Int64
 	var wg sync.WaitGroup
-	begin := time.Now()
-	const burst = 20
 	work := make(chan int, handoverRate)
 	for range 64 {
 		wg.Go(func() {
 			for n := range work {
-				_, err := store.AppendEvents(t.Context(), &sessionv1.AppendEventsRequest{
+				_, err := store.AppendEvents(ctx, &sessionv1.AppendEventsRequest{
 					Id: ids[n%len(ids)], Events: []*sessionv1.Event{{Id: "n" + strconv.Itoa(n), Type: "input:text"}},
 				})
-				if err != nil {
-					if refused.Add(1) == 1 {
-						t.Errorf("event %d: %v", n, err)
-					}
-					continue
+				switch {
+				case err == nil:
+					acked.Add(1)
+				case ctx.Err() == nil && refused.Add(1) == 1:
+					t.Errorf("event %d: %v", n, err)
 				}
-				acked.Add(1)
 			}
 		})
 	}
-	var watching sync.WaitGroup
-	tick := time.NewTicker(time.Second * burst / handoverRate)
-	defer tick.Stop()
-	dead := false
-	for n := 0; time.Since(begin) < handoverFor; n += burst {
-		if !dead && time.Since(begin) > handoverKill {
-			dead = true
-			kill()
-			watching.Go(watch)
+	wg.Go(func() {
+		defer close(work)
+		begin := time.Now()
+		tick := time.NewTicker(time.Second * burst / handoverRate)
+		defer tick.Stop()
+		for n := 0; time.Since(begin) < handoverFor && ctx.Err() == nil; n += burst {
+			for i := range burst {
+				work <- n + i
+			}
+			<-tick.C
 		}
-		for i := range burst {
-			work <- n + i
+	})
+	t.Cleanup(func() { // a test that failed early does not wait for the rest
+		cancel()
+		wg.Wait()
+	})
+	return func() int64 {
+		wg.Wait()
+		if n := refused.Load(); n > 0 {
+			t.Errorf("%d events were refused", n)
 		}
-		<-tick.C
+		return acked.Load()
 	}
-	close(work)
-	wg.Wait()
-	watching.Wait()
-	if n := refused.Load(); n > 0 {
-		t.Errorf("%d events were refused", n)
-	}
-	return acked.Load()
 }
 
 // checkCauses reads every session's log: it lives, its extensions are as many
@@ -204,18 +206,19 @@ func checkCauses(t *testing.T, store sessionv1.StorageServiceClient, ids []strin
 		if err != nil {
 			return err
 		}
-		causes := map[string]bool{}
+		causes, times := map[string]bool{}, map[string]bool{}
 		told := 0
 		for _, e := range page.GetEvents() {
 			if e.GetType() != "session:extended" {
 				continue
 			}
 			told++
-			cause := e.GetData().GetStructValue().GetFields()["causeEventId"].GetStringValue()
-			if cause == "" || causes[cause] {
-				return fmt.Errorf("session %s was extended twice by %q", ids[i], cause)
+			data := e.GetData().GetStructValue().GetFields()
+			cause, at := data["causeEventId"].GetStringValue(), data["activityTime"].GetStringValue()
+			if cause == "" || at == "" || causes[cause] || times[at] {
+				return fmt.Errorf("session %s was extended twice by %q at %q", ids[i], cause, at)
 			}
-			causes[cause] = true
+			causes[cause], times[at] = true, true
 		}
 		if told != int(s.GetExtensionCount()) || page.GetTruncated() {
 			return fmt.Errorf("session %s has %d extensions and tells of %d", ids[i], s.GetExtensionCount(), told)

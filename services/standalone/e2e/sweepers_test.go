@@ -72,6 +72,27 @@ func TestTwoSweepersExpireEachSessionOnce(t *testing.T) {
 		return sum == sessions && least > 0
 	})
 	t.Logf("%d sessions swept %v after they were due, %v of them by one replica", sessions, took, least)
+	parallel(t, sessions/20, func(ctx context.Context, i int) error {
+		after := "0"
+		page, err := stores[i%2].ListEvents(ctx, &sessionv1.ListEventsRequest{Id: ids[i*20], After: &after, Limit: 1000})
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, e := range page.GetEvents() {
+			if e.GetType() == "session:expired" {
+				n++
+			}
+		}
+		if n != 1 {
+			return fmt.Errorf("the log of %s has %d session:expired", ids[i*20], n)
+		}
+		return nil
+	})
+	// Reading the logs took several sweeps: no session was swept again in them.
+	if sum, _ := swept(); sum != sessions {
+		t.Errorf("%v sessions swept, want %d", sum, sessions)
+	}
 	mu.Lock()
 	defer mu.Unlock()
 	for _, id := range ids {
