@@ -1,0 +1,311 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/Shopify/toxiproxy/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	goredis "github.com/redis/go-redis/v9"
+	"github.com/rs/zerolog"
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/livinguniverse/stoker/pkg/auth"
+	"github.com/livinguniverse/stoker/pkg/redistest"
+	"github.com/livinguniverse/stoker/pkg/rpc"
+	"github.com/livinguniverse/stoker/pkg/telemetry"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore"
+)
+
+// What the store under test runs with.
+const (
+	faultTimeout  = 200 * time.Millisecond
+	faultFailures = 5
+	faultDelay    = 500 * time.Millisecond
+)
+
+// faultEnv is a store in this process, on a Redis of its own behind a proxy
+// that can spoil the connection, with clients that write down what they are
+// answered.
+type faultEnv struct {
+	redis *redistest.Server
+	raw   *goredis.Client
+	proxy *toxiproxy.Proxy
+	store sessionv1.StorageServiceClient
+	admin sessionv1.AdminServiceClient
+
+	mu sync.Mutex
+	// acked is what was acknowledged: the events of each session.
+	acked map[string]map[string]bool
+	ids   []string
+	calls []faultCall
+	// missing are sessions that a read said are not there though they were
+	// acknowledged.
+	missing int
+	opened  time.Time
+}
+
+// faultCall is one call of a client.
+type faultCall struct {
+	begin time.Time
+	took  time.Duration
+	code  codes.Code
+	write bool
+}
+
+func newFaultEnv(t *testing.T, args ...string) *faultEnv {
+	t.Helper()
+	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, args...)...)
+	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}}
+	t.Cleanup(func() { _ = e.raw.Close() })
+	front := freeAddr(t)
+	e.proxy = toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop()), "redis", front, server.Addr)
+	if err := e.proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.proxy.Stop)
+
+	var cfg sessionstore.Config
+	fs := pflag.NewFlagSet("store", pflag.ContinueOnError)
+	cfg.Flags(fs)
+	err := fs.Parse([]string{
+		"--redis-url", "redis://" + front, "--redis-timeout", faultTimeout.String(),
+		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
+	})
+	if err != nil || cfg.Validate() != nil {
+		t.Fatal(err, cfg.Validate())
+	}
+	tel := telemetry.Nop()
+	svc, err := sessionstore.New(t.Context(), cfg, tel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	authn, err := (&auth.Config{Mode: "none"}).Authenticator()
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper})
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc.Register(srv)
+	pipe := rpc.NewPipe()
+	var running sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	running.Go(func() { _ = srv.Serve(pipe.Listener()) })
+	running.Go(func() { _ = svc.Run(ctx, health.NewServer()) })
+	conn, err := rpc.Dial(rpc.PipeTarget, tel, pipe.DialOption())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		cancel()
+		svc.Drain()
+		srv.Stop()
+		running.Wait()
+		if err := svc.Close(); err != nil {
+			t.Log(err)
+		}
+	})
+	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
+	return e
+}
+
+// toxic spoils the connection until heal.
+func (e *faultEnv) toxic(t *testing.T, spec string) {
+	t.Helper()
+	if _, err := e.proxy.Toxics.AddToxicJson(strings.NewReader(spec)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (e *faultEnv) healProxy(*testing.T) { e.proxy.Toxics.ResetToxics(context.Background()) }
+
+// note writes a call down.
+func (e *faultEnv) note(write bool, begin time.Time, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.calls = append(e.calls, faultCall{begin: begin, took: time.Since(begin), code: status.Code(err), write: write})
+}
+
+// drive reads and writes until stop is closed: each client at a steady pace,
+// at most one call at a time.
+func (e *faultEnv) drive(t *testing.T, stop <-chan struct{}) *sync.WaitGroup {
+	t.Helper()
+	var wg sync.WaitGroup
+	client := func(do func(ctx context.Context, n int)) {
+		wg.Go(func() {
+			tick := time.NewTicker(4 * time.Millisecond)
+			defer tick.Stop()
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+				do(ctx, n)
+				cancel()
+			}
+		})
+	}
+	for w := range 6 {
+		client(func(ctx context.Context, n int) { e.write(ctx, w, n) })
+	}
+	for range 4 {
+		client(func(ctx context.Context, _ int) { e.read(ctx) })
+	}
+	return &wg
+}
+
+func (e *faultEnv) write(ctx context.Context, w, n int) {
+	begin := time.Now()
+	if n%25 == 0 {
+		s, err := e.store.CreateSession(ctx, &sessionv1.CreateSessionRequest{
+			User: fmt.Sprint("user-", w), TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(time.Hour)},
+		})
+		e.note(true, begin, err)
+		if err == nil {
+			e.mu.Lock()
+			e.acked[s.GetId()] = map[string]bool{}
+			e.ids = append(e.ids, s.GetId())
+			e.mu.Unlock()
+		}
+		return
+	}
+	id := e.pick()
+	if id == "" {
+		return
+	}
+	event := fmt.Sprintf("e-%d-%d", w, n)
+	_, err := e.store.AppendEvents(ctx, &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Id: event, Type: "input:text"}}})
+	e.note(true, begin, err)
+	if err == nil {
+		e.mu.Lock()
+		e.acked[id][event] = true
+		e.mu.Unlock()
+	}
+}
+
+func (e *faultEnv) read(ctx context.Context) {
+	id := e.pick()
+	if id == "" {
+		return
+	}
+	begin := time.Now()
+	_, err := e.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id})
+	e.note(false, begin, err)
+	if status.Code(err) == codes.NotFound {
+		e.mu.Lock()
+		e.missing++
+		e.mu.Unlock()
+	}
+}
+
+func (e *faultEnv) pick() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.ids) == 0 {
+		return ""
+	}
+	return e.ids[rand.IntN(len(e.ids))]
+}
+
+// watchBreakers remembers when one was first seen open.
+func (e *faultEnv) watchBreakers(stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+		list, err := e.admin.ListBreakers(context.Background(), &sessionv1.ListBreakersRequest{})
+		if err != nil {
+			continue
+		}
+		for _, b := range list.GetBreakers() {
+			if b.GetClass() != "stream" && b.GetState() == sessionv1.Breaker_OPEN {
+				e.mu.Lock()
+				e.opened = time.Now()
+				e.mu.Unlock()
+				return
+			}
+		}
+	}
+}
+
+// lost reads everything that was acknowledged back, and counts what is not
+// there.
+func (e *faultEnv) lost(t *testing.T) (writes, lost int) {
+	t.Helper()
+	e.mu.Lock()
+	acked := maps.Clone(e.acked)
+	e.mu.Unlock()
+	for id, events := range acked {
+		writes += 1 + len(events)
+		if _, err := e.store.GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: id}); err != nil {
+			if status.Code(err) != codes.NotFound {
+				t.Fatal(err)
+			}
+			lost += 1 + len(events)
+			continue
+		}
+		have := map[string]bool{}
+		after := "0"
+		for {
+			page, err := e.store.ListEvents(t.Context(), &sessionv1.ListEventsRequest{Id: id, After: &after, Limit: 1000})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, ev := range page.GetEvents() {
+				if have[ev.GetId()] {
+					t.Errorf("event %s of %s is stored twice", ev.GetId(), id)
+				}
+				have[ev.GetId()] = true
+			}
+			if len(page.GetEvents()) == 0 {
+				break
+			}
+			after = page.GetNextCursor()
+		}
+		for ev := range events {
+			if !have[ev] {
+				lost++
+			}
+		}
+	}
+	return writes, lost
+}
+
+// byCode spells how many calls failed, by code.
+func byCode(calls []faultCall) string {
+	counts := map[codes.Code]int{}
+	for _, c := range calls {
+		if c.code != codes.OK {
+			counts[c.code]++
+		}
+	}
+	if len(counts) == 0 {
+		return "none"
+	}
+	var out []string
+	for _, c := range slices.Sorted(maps.Keys(counts)) {
+		out = append(out, fmt.Sprintf("%v %d", c, counts[c]))
+	}
+	return strings.Join(out, ", ")
+}
