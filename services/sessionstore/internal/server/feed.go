@@ -37,7 +37,7 @@ func (s *Server) Feed(stream grpc.BidiStreamingServer[sessionv1.FeedRequest, ses
 	if err != nil {
 		return err
 	}
-	f := &feedStream{stream: stream, reader: reader, granted: make(chan struct{}, 1)}
+	f := &feedStream{stream: stream, reader: reader, granted: make(chan struct{}, 1), answered: make(chan struct{})}
 	f.grant(first.GetCredits())
 	// The receiver ends with the stream, which ends when this handler returns.
 	go func() { cancel(f.receive(ctx)) }()
@@ -59,6 +59,9 @@ type feedStream struct {
 	mu      sync.Mutex
 	credits int
 	granted chan struct{} // buffered: a grant is never missed
+
+	// answered is closed once the first message has gone out.
+	answered chan struct{}
 }
 
 // maxCredits bounds what a consumer can hold.
@@ -74,11 +77,25 @@ func (f *feedStream) grant(n int32) {
 	}
 }
 
+// mayAnswer says whether there are credits for a message.
+func (f *feedStream) mayAnswer() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.credits > 0
+}
+
 // receive takes credits and acknowledgements until the client closes its side;
-// io.EOF then ends the stream.
+// io.EOF then ends the stream, though not before the first message has gone
+// out: a client that asks once and closes is answered.
 func (f *feedStream) receive(ctx context.Context) error {
 	for {
 		req, err := f.stream.Recv()
+		if errors.Is(err, io.EOF) && f.mayAnswer() {
+			select {
+			case <-f.answered:
+			case <-ctx.Done():
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -97,6 +114,7 @@ func (f *feedStream) receive(ctx context.Context) error {
 
 // send delivers while there are credits.
 func (f *feedStream) send(ctx context.Context) error {
+	answered := sync.OnceFunc(func() { close(f.answered) })
 	for {
 		f.mu.Lock()
 		limit := min(f.credits, feedPage)
@@ -123,5 +141,6 @@ func (f *feedStream) send(ctx context.Context) error {
 		if err := f.stream.Send(resp); err != nil {
 			return err
 		}
+		answered()
 	}
 }

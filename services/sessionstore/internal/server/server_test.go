@@ -2,7 +2,9 @@ package server_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"strconv"
 	"strings"
@@ -67,6 +69,12 @@ type env struct {
 
 func newEnv(t testing.TB) *env {
 	t.Helper()
+	return newEnvOver(t, func(s storage.Store) storage.Store { return s })
+}
+
+// newEnvOver serves the store through a decorator.
+func newEnvOver(t testing.TB, over func(storage.Store) storage.Store) *env {
+	t.Helper()
 	e := &env{clock: &clock{t: time.UnixMilli(1_800_000_000_000)}}
 	o := storagetest.OptionsFor(time.Second)
 	var err error
@@ -93,7 +101,7 @@ func newEnv(t testing.TB) *env {
 		t.Fatal(err)
 	}
 	sessionv1.RegisterStorageServiceServer(srv, server.New(server.Config{
-		Store: e.store, Shards: storagetest.Shards, Policy: lifetime.DefaultPolicy(), Clock: e.clock.Now, Metrics: metrics, Stopping: stopping,
+		Store: over(e.store), Shards: storagetest.Shards, Policy: lifetime.DefaultPolicy(), Clock: e.clock.Now, Metrics: metrics, Stopping: stopping,
 		Limits: server.Limits{EventData: 64 << 10, SessionData: 256 << 10, Labels: 64}, PollInterval: 5 * time.Second, Heartbeat: 50 * time.Millisecond,
 	}))
 	sessionv1.RegisterAdminServiceServer(srv, server.NewAdmin(e.store, resilience.NewRegistry(resilience.BreakerConfig{}, nil), e.clock.Now()))
@@ -337,6 +345,57 @@ func TestFeed(t *testing.T) {
 		if _, err := s.Recv(); err != nil {
 			break
 		}
+	}
+}
+
+// slowFeed delivers only once the client has closed its side.
+type slowFeed struct {
+	storage.Store
+	closed <-chan struct{}
+}
+
+type slowReader struct {
+	storage.FeedReader
+	closed <-chan struct{}
+}
+
+func (s slowFeed) OpenFeed(ctx context.Context, group, consumer string) (storage.FeedReader, error) {
+	r, err := s.Store.OpenFeed(ctx, group, consumer)
+	return slowReader{r, s.closed}, err
+}
+
+func (r slowReader) Next(ctx context.Context, limit int) (storage.FeedBatch, error) {
+	select {
+	case <-r.closed:
+	case <-ctx.Done():
+		return storage.FeedBatch{}, ctx.Err()
+	}
+	return r.FeedReader.Next(ctx, limit)
+}
+
+// TestFeedAnswersWhoAsksOnce and closes: before the stream ends.
+func TestFeedAnswersWhoAsksOnce(t *testing.T) {
+	closed := make(chan struct{})
+	e := newEnvOver(t, func(s storage.Store) storage.Store { return slowFeed{s, closed} })
+	s, err := e.client.Feed(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Send(&sessionv1.FeedRequest{Open: &sessionv1.FeedRequest_Open{Group: "once", Consumer: "c"}, Credits: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { close(closed) }) // long after the server has seen it
+	if m, err := s.Recv(); err != nil || !m.GetAssignment() {
+		t.Fatalf("asked once: %v %v", m, err)
+	}
+	for err == nil {
+		_, err = s.Recv()
+	}
+	if !errors.Is(err, io.EOF) {
+		t.Errorf("the stream ended with %v", err)
 	}
 }
 
