@@ -6,6 +6,7 @@ require (
 	github.com/google/btree v1.1.3
 	github.com/livinguniverse/stoker/pkg v0.0.0-00010101000000-000000000000
 	github.com/livinguniverse/stoker/proto v0.0.0
+	github.com/maypok86/otter/v2 v2.4.0
 	github.com/redis/go-redis/v9 v9.23.0
 	github.com/spf13/pflag v1.1.0
 	go.opentelemetry.io/otel v1.47.0

@@ -53,7 +53,7 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 func newSession(in *sessionv1.Session, request string, now int64) *session {
 	create := lifetime.Millis(in.GetCreateTime())
 	x := &session{
-		view:    shallow(in),
+		view:    storage.Shallow(in),
 		terms:   lifetime.NewTerms(create, in.GetTtlPolicy()),
 		request: request,
 		state: lifetime.State{

@@ -261,7 +261,7 @@ func (x *session) phase(now int64) sessionv1.Session_Phase {
 // so that reading a session again costs nothing.
 func (x *session) at(now int64) *sessionv1.Session {
 	if p := x.phase(now); p != x.view.GetPhase() {
-		x.view = shallow(x.view)
+		x.view = storage.Shallow(x.view)
 		x.view.Phase = p
 	}
 	return x.view
@@ -269,7 +269,7 @@ func (x *session) at(now int64) *sessionv1.Session {
 
 // refresh replaces the view after the state changed.
 func (x *session) refresh(now int64, change func(v *sessionv1.Session)) {
-	v := shallow(x.view)
+	v := storage.Shallow(x.view)
 	v.ExpireTime = lifetime.Time(x.state.Expire)
 	v.LastActivityTime = lifetime.Time(x.state.LastActivity)
 	v.ExtensionCount = x.state.Count
@@ -278,16 +278,6 @@ func (x *session) refresh(now int64, change func(v *sessionv1.Session)) {
 	}
 	v.Phase = x.phase(now)
 	x.view = v
-}
-
-// shallow copies a session message; the parts are shared.
-func shallow(s *sessionv1.Session) *sessionv1.Session {
-	return &sessionv1.Session{
-		Id: s.GetId(), User: s.GetUser(), Project: s.GetProject(), Labels: s.GetLabels(), Data: s.GetData(),
-		Phase: s.GetPhase(), Revision: s.GetRevision(), CreateTime: s.GetCreateTime(), UpdateTime: s.GetUpdateTime(),
-		ExpireTime: s.GetExpireTime(), LastActivityTime: s.GetLastActivityTime(), ExtensionCount: s.GetExtensionCount(),
-		CapTime: s.GetCapTime(), TtlPolicy: s.GetTtlPolicy(), EndTime: s.GetEndTime(), EndReason: s.GetEndReason(),
-	}
 }
 
 // enlist puts a session into the indexes that its state belongs in.

@@ -1,0 +1,52 @@
+package fallback
+
+import (
+	"hash/maphash"
+	"sync/atomic"
+)
+
+// order tells what came before what in this process, so that an answer that
+// was long on its way does not pass for news.
+//
+// A call takes a ticket before it asks the store. What ends, deletes or doubts
+// a session bars its key: answers to tickets from before then say nothing any
+// more. Keys share stripes, which at worst keeps an answer from being
+// remembered.
+type order struct {
+	seed maphash.Seed
+	last atomic.Uint64
+	bars [3][1 << 12]atomic.Uint64
+}
+
+// What a key names.
+const (
+	ofSession = iota
+	ofUser
+	ofProject
+)
+
+func newOrder() *order { return &order{seed: maphash.MakeSeed()} }
+
+// now is the ticket of a call that begins.
+func (o *order) now() uint64 { return o.last.Load() }
+
+// next is a place after every ticket that was given out.
+func (o *order) next() uint64 { return o.last.Add(1) }
+
+func (o *order) stripe(kind int, key string) *atomic.Uint64 {
+	stripes := &o.bars[kind]
+	return &stripes[maphash.String(o.seed, key)%uint64(len(stripes))]
+}
+
+// bar makes every ticket given out so far too old for the key.
+func (o *order) bar(kind int, key string) {
+	at, stripe := o.next(), o.stripe(kind, key)
+	for before := stripe.Load(); before < at && !stripe.CompareAndSwap(before, at); {
+		before = stripe.Load()
+	}
+}
+
+// barred says whether the ticket is too old for the key.
+func (o *order) barred(kind int, key string, ticket uint64) bool {
+	return o.stripe(kind, key).Load() > ticket
+}

@@ -1,0 +1,227 @@
+package fallback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// Options configure a store; the zero value of each field but Clock is its
+// default.
+type Options struct {
+	// Clock tells the time; required.
+	Clock func() time.Time
+	// MaxSessions and MaxBytes bound what is remembered of sessions; default
+	// 100,000 and 256 MiB.
+	MaxSessions int
+	MaxBytes    int64
+	// MaxPolicies bounds the projects whose policy is remembered; default 10,000.
+	MaxPolicies int
+	// MaxStale is how old an answer may be; default 48 h.
+	MaxStale time.Duration
+	// Stale is told of each answer from here and its age, 0 or more; nobody
+	// where nil. It must not block.
+	Stale func(ctx context.Context, age time.Duration)
+}
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Clock == nil {
+		return o, errors.New("fallback: no clock")
+	}
+	if o.MaxSessions == 0 {
+		o.MaxSessions = 100_000
+	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = 256 << 20
+	}
+	if o.MaxPolicies == 0 {
+		o.MaxPolicies = 10_000
+	}
+	if o.MaxSessions < 0 || o.MaxBytes < 0 || o.MaxPolicies < 0 {
+		return o, fmt.Errorf("fallback: got %d sessions, %d bytes and %d policies, want more than 0", o.MaxSessions, o.MaxBytes, o.MaxPolicies)
+	}
+	if o.MaxStale == 0 {
+		o.MaxStale = 48 * time.Hour
+	}
+	if o.Stale == nil {
+		o.Stale = func(context.Context, time.Duration) {}
+	}
+	return o, nil
+}
+
+// Store is a storage.Store over another. What is not listed here passes
+// through.
+type Store struct {
+	storage.Store
+	opts     Options
+	order    *order
+	sessions *sessions
+	policies *policies
+
+	answers, misses atomic.Int64
+}
+
+var _ storage.Store = (*Store)(nil)
+
+// New returns a store over inner, which it closes.
+func New(inner storage.Store, opts Options) (*Store, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{Store: inner, opts: opts, order: newOrder()}
+	var err1, err2 error
+	s.sessions, err1 = newSessions(opts.MaxSessions, opts.MaxBytes, s.order)
+	s.policies, err2 = newPolicies(opts.MaxPolicies, s.order)
+	return s, errors.Join(err1, err2)
+}
+
+// Stats are counts since the start, and what is remembered now.
+type Stats struct {
+	// Answers were given from here; Misses are reads that could not be.
+	Answers, Misses int64
+	// Sessions are remembered, within a few that are about to leave.
+	Sessions int
+}
+
+// Stats returns them.
+func (s *Store) Stats() Stats {
+	return Stats{Answers: s.answers.Load(), Misses: s.misses.Load(), Sessions: s.sessions.cache.EstimatedSize()}
+}
+
+func (s *Store) ticket() ticket { return ticket{at: s.order.now(), now: s.now()} }
+
+func (s *Store) now() int64 { return s.opts.Clock().UnixMilli() }
+
+func degraded(err error) bool { return errors.Is(err, storage.ErrUnavailable) }
+
+// unknown says whether a write that failed may have been applied all the same.
+func unknown(err error) bool {
+	var invalid *storage.InvalidError
+	switch {
+	case err == nil, errors.As(err, &invalid):
+		return false
+	default:
+		return !errors.Is(err, storage.ErrNotFound) && !errors.Is(err, storage.ErrEnded) &&
+			!errors.Is(err, storage.ErrConflict) && !errors.Is(err, storage.ErrExhausted)
+	}
+}
+
+// saw takes what the store answered to a call about one session.
+func (s *Store) saw(id string, out *sessionv1.Session, err error, t ticket) {
+	switch {
+	case err == nil:
+		s.sessions.learn(out, t)
+	case errors.Is(err, storage.ErrNotFound):
+		s.sessions.missing(id, t)
+	case errors.Is(err, storage.ErrEnded):
+		s.sessions.finished(id, t.now)
+	}
+}
+
+// recall answers a read from what is known, or with the store's own error.
+func (s *Store) recall(id string, err error) (*sessionv1.Session, time.Duration, error) {
+	now := s.now()
+	e, ok := s.sessions.cache.GetIfPresent(id)
+	age := time.Duration(0)
+	if ok {
+		age = time.Duration(max(0, now-e.seen)) * time.Millisecond
+	}
+	switch {
+	case !ok, e.standing == doubted, e.standing == known && age > s.opts.MaxStale:
+		s.misses.Add(1)
+		return nil, 0, err
+	case e.standing != known: // it is not there any more, and never will be
+		s.answers.Add(1)
+		return nil, age, storage.ErrNotFound
+	}
+	s.answers.Add(1)
+	return view(e.session, now), age, nil
+}
+
+// Get reads a session.
+func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) {
+	t := s.ticket()
+	out, err := s.Store.Get(ctx, id)
+	s.saw(id, out, err, t)
+	if !degraded(err) {
+		return out, err
+	}
+	out, age, err := s.recall(id, err)
+	if !degraded(err) {
+		s.opts.Stale(ctx, age)
+	}
+	return out, err
+}
+
+// GetMany reads sessions; those whose node does not answer come from here.
+func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionResult, error) {
+	t := s.ticket()
+	out, err := s.Store.GetMany(ctx, ids)
+	if degraded(err) {
+		out = make([]storage.SessionResult, len(ids))
+		for i := range out {
+			out[i].Err = err
+		}
+	} else if err != nil {
+		return nil, err
+	}
+	oldest, stale := time.Duration(0), false
+	for i, id := range ids {
+		r := &out[i]
+		s.saw(id, r.Session, r.Err, t)
+		if !degraded(r.Err) {
+			continue
+		}
+		var age time.Duration
+		if r.Session, age, r.Err = s.recall(id, r.Err); !degraded(r.Err) {
+			oldest, stale = max(oldest, age), true
+		}
+	}
+	if stale {
+		s.opts.Stale(ctx, oldest)
+	}
+	return out, nil
+}
+
+// List pages through sessions, and remembers them.
+func (s *Store) List(ctx context.Context, q storage.ListQuery) (storage.SessionPage, error) {
+	t := s.ticket()
+	page, err := s.Store.List(ctx, q)
+	for _, sess := range page.Sessions {
+		s.sessions.learn(sess, t)
+	}
+	return page, err
+}
+
+// GetPolicy reads a project's policy: creating a session takes it.
+func (s *Store) GetPolicy(ctx context.Context, project string) (*sessionv1.ProjectPolicy, error) {
+	t := s.ticket()
+	out, err := s.Store.GetPolicy(ctx, project)
+	switch {
+	case err == nil:
+		s.policies.learn(project, out, t)
+	case errors.Is(err, storage.ErrNotFound):
+		s.policies.learn(project, nil, t)
+	}
+	if !degraded(err) {
+		return out, err
+	}
+	known, ok := s.policies.get(project)
+	age := time.Duration(max(0, t.now-known.seen)) * time.Millisecond
+	if !ok || age > s.opts.MaxStale {
+		s.misses.Add(1)
+		return nil, err
+	}
+	s.answers.Add(1)
+	s.opts.Stale(ctx, age)
+	if known.policy == nil {
+		return nil, storage.ErrNotFound
+	}
+	return known.policy, nil
+}
