@@ -148,12 +148,15 @@ func (e *entry) ended(reason string, now int64, at uint64) *entry {
 	return out
 }
 
-// in returns the entry with another standing.
-func (e *entry) in(st standing, at uint64) *entry {
+// doubtful returns the entry of a session that may be over or gone.
+func (e *entry) doubtful(at uint64) *entry {
 	out := *e
-	out.standing, out.at = st, at
-	if st == gone || st == deleted {
-		out.session, out.assumed, out.derived = nil, false, false
-	}
-	return out.weighed()
+	out.standing, out.at = doubted, at
+	return &out
+}
+
+// tombstone returns the entry of a session that is not there any more, as of
+// now.
+func tombstone(st standing, now int64, at uint64) *entry {
+	return (&entry{standing: st, seen: now, at: at}).weighed()
 }

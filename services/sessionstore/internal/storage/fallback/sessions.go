@@ -106,25 +106,21 @@ func (k *sessions) fresh(s *sessionv1.Session, t ticket) bool {
 
 // missing takes the store's word that a session is not there. It counts only
 // for one that was known: of an id that nobody knows here, somebody else may
-// have accepted the creation already.
+// have accepted the creation already. A read from before may still find it.
 func (k *sessions) missing(id string, t ticket) {
+	k.order.bar(ofSession, id)
 	k.change(id, func(old *entry) *entry {
 		if old == nil || old.session == nil || t.at < old.at {
 			return nil
 		}
-		return old.in(gone, k.order.next())
+		return tombstone(gone, t.now, k.order.next())
 	})
 }
 
 // delete remembers that a session was deleted for good.
-func (k *sessions) delete(id string) {
+func (k *sessions) delete(id string, now int64) {
 	k.order.bar(ofSession, id)
-	k.change(id, func(old *entry) *entry {
-		if old == nil {
-			old = &entry{}
-		}
-		return old.in(deleted, k.order.next())
-	})
+	k.change(id, func(*entry) *entry { return tombstone(deleted, now, k.order.next()) })
 }
 
 // doubt says that a session may be over or gone.
@@ -134,18 +130,20 @@ func (k *sessions) doubt(id string) {
 		if old == nil || old.session == nil {
 			return nil
 		}
-		return old.in(doubted, k.order.next())
+		return old.doubtful(k.order.next())
 	})
 }
 
 // finished takes the store's word that a session is over, which does not say
-// since when or why: one that would read as live is doubted.
+// since when or why: one that would read as live is doubted. A read from before
+// may still find it live.
 func (k *sessions) finished(id string, now int64) {
+	k.order.bar(ofSession, id)
 	k.change(id, func(old *entry) *entry {
 		if old == nil || old.session == nil || !live(old.session, now) {
 			return nil
 		}
-		return old.in(doubted, k.order.next())
+		return old.doubtful(k.order.next())
 	})
 }
 
@@ -163,7 +161,7 @@ func (k *sessions) extended(id string, r *sessionv1.ExtendTTLResponse, t ticket)
 				k.order.barred(ofUser, userKey(old.session.GetProject(), old.session.GetUser()), t.at):
 				return nil
 			case old.assumed: // it was not among those that were revoked
-				return old.in(doubted, k.order.next())
+				return old.doubtful(k.order.next())
 			case over(old.session):
 				return nil
 			}
@@ -189,7 +187,7 @@ func (k *sessions) revoke(project, user string, except []string, reason string, 
 			case old == nil, old.session == nil, over(old.session):
 				return nil
 			case !sure:
-				return old.in(doubted, k.order.next())
+				return old.doubtful(k.order.next())
 			case !live(old.session, now): // nothing to end
 				return nil
 			}

@@ -100,7 +100,9 @@ func (s *Store) now() int64 { return s.opts.Clock().UnixMilli() }
 
 func degraded(err error) bool { return errors.Is(err, storage.ErrUnavailable) }
 
-// unknown says whether a write that failed may have been applied all the same.
+// unknown says whether a write that failed may have been applied all the same:
+// also one that was turned away, since a try before, whose answer was lost, may
+// have been.
 func unknown(err error) bool {
 	var invalid *storage.InvalidError
 	switch {
@@ -108,7 +110,7 @@ func unknown(err error) bool {
 		return false
 	default:
 		return !errors.Is(err, storage.ErrNotFound) && !errors.Is(err, storage.ErrEnded) &&
-			!errors.Is(err, storage.ErrConflict) && !errors.Is(err, storage.ErrExhausted)
+			!errors.Is(err, storage.ErrConflict)
 	}
 }
 

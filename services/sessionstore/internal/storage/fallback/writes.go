@@ -40,10 +40,13 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 
 // Delete removes a session for good.
 func (s *Store) Delete(ctx context.Context, id string) error {
+	t := s.ticket()
 	err := s.Store.Delete(ctx, id)
 	switch {
-	case err == nil, errors.Is(err, storage.ErrNotFound):
-		s.sessions.delete(id)
+	case err == nil:
+		s.sessions.delete(id, s.now())
+	case errors.Is(err, storage.ErrNotFound):
+		s.sessions.missing(id, t)
 	case unknown(err):
 		s.sessions.doubt(id)
 	}
