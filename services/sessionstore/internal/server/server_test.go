@@ -8,7 +8,6 @@ import (
 	"math"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -41,26 +40,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func itoa(n int64) string { return strconv.FormatInt(n, 10) }
 
-type clock struct {
-	mu sync.Mutex
-	t  time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
-
-func (c *clock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
-}
-
 // env is a real server on a pipe, with the embedded store behind it.
 type env struct {
-	clock  *clock
+	clock  *storagetest.Clock
 	store  *memory.Store
 	conn   *grpc.ClientConn
 	client sessionv1.StorageServiceClient
@@ -75,7 +57,7 @@ func newEnv(t testing.TB) *env {
 // newEnvOver serves the store through a decorator.
 func newEnvOver(t testing.TB, over func(storage.Store) storage.Store) *env {
 	t.Helper()
-	e := &env{clock: &clock{t: time.UnixMilli(1_800_000_000_000)}}
+	e := &env{clock: storagetest.NewClock()}
 	o := storagetest.OptionsFor(time.Second)
 	var err error
 	e.store, err = memory.New(memory.Options{

@@ -22,23 +22,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-type clock struct {
-	mu sync.Mutex
-	t  time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
-
-func (c *clock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
-}
-
 // TB is what a test or a property needs to open stores.
 type TB interface {
 	Helper()
@@ -46,9 +29,9 @@ type TB interface {
 	Cleanup(func())
 }
 
-func inMemory(t TB) (*memory.Store, *clock) {
+func inMemory(t TB) (*memory.Store, *storagetest.Clock) {
 	t.Helper()
-	c := &clock{t: time.UnixMilli(1_800_000_000_000)}
+	c := storagetest.NewClock()
 	o := storagetest.OptionsFor(time.Second)
 	s, err := memory.New(memory.Options{Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents, SettleMax: o.SettleMax, Retention: o.Retention, Clock: c.Now})
 	if err != nil {
@@ -158,7 +141,7 @@ type world struct {
 	*fallback.Store
 	down  *faulty
 	inner *memory.Store
-	clock *clock
+	clock *storagetest.Clock
 
 	mu    sync.Mutex
 	stale []time.Duration

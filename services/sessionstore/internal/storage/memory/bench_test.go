@@ -7,10 +7,11 @@ import (
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 func BenchmarkGet(b *testing.B) {
-	c := newClock()
+	c := storagetest.NewClock()
 	s := open(b, options(c, ""))
 	x, _, err := s.Create(b.Context(), session(c.Now(), "ann"), "")
 	if err != nil {
@@ -27,7 +28,7 @@ func BenchmarkGet(b *testing.B) {
 func BenchmarkAppend(b *testing.B) {
 	for name, dir := range map[string]string{"memory": "", "durable": b.TempDir()} {
 		b.Run(name, func(b *testing.B) {
-			c := newClock()
+			c := storagetest.NewClock()
 			s := open(b, options(c, dir))
 			x, _, err := s.Create(b.Context(), session(c.Now(), "ann"), "")
 			if err != nil {
@@ -50,7 +51,7 @@ func BenchmarkAppend(b *testing.B) {
 }
 
 func BenchmarkExtendNotNeeded(b *testing.B) {
-	c := newClock()
+	c := storagetest.NewClock()
 	s := open(b, options(c, ""))
 	x, _, err := s.Create(b.Context(), session(c.Now(), "ann"), "")
 	if err != nil {

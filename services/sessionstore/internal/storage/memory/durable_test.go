@@ -74,7 +74,7 @@ func image(t *testing.T, s *memory.Store) map[string]proto.Message {
 func TestReopenedIsTheSame(t *testing.T) {
 	for _, snapshots := range []bool{false, true} {
 		t.Run(fmt.Sprintf("snapshots=%v", snapshots), func(t *testing.T) {
-			c, dir := newClock(), t.TempDir()
+			c, dir := storagetest.NewClock(), t.TempDir()
 			s := open(t, options(c, dir))
 			r, err := s.OpenFeed(t.Context(), "g", "c")
 			if err != nil {
@@ -128,7 +128,7 @@ func TestReopenedIsTheSame(t *testing.T) {
 }
 
 // use changes something different at each n.
-func use(t *testing.T, s *memory.Store, c *clock, ids []string, n int) {
+func use(t *testing.T, s *memory.Store, c *storagetest.Clock, ids []string, n int) {
 	t.Helper()
 	id := ids[n/2]
 	var err error
@@ -160,7 +160,7 @@ func use(t *testing.T, s *memory.Store, c *clock, ids []string, n int) {
 }
 
 func TestAnotherNumberOfShardsIsRefused(t *testing.T) {
-	c, dir := newClock(), t.TempDir()
+	c, dir := storagetest.NewClock(), t.TempDir()
 	s := open(t, options(c, dir))
 	if _, _, err := s.Create(t.Context(), session(c.Now(), "ann"), ""); err != nil {
 		t.Fatal(err)

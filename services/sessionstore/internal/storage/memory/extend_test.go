@@ -11,6 +11,7 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 // TestExtendIsTheReference sends any activities in any order to a store, which
@@ -20,7 +21,7 @@ func TestExtendIsTheReference(t *testing.T) {
 		seconds := func(name string, from, to int) *durationpb.Duration {
 			return durationpb.New(time.Duration(rapid.IntRange(from, to).Draw(rt, name)) * time.Second)
 		}
-		c := newClock()
+		c := storagetest.NewClock()
 		dir := t.TempDir()
 		s := open(t, options(c, dir))
 		in := session(c.Now(), "ann")

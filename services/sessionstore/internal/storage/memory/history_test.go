@@ -12,12 +12,13 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 // TestDecisionsSurviveRestartsAndSnapshots: what was decided is told the same
 // from the log, from a snapshot, and from both.
 func TestDecisionsSurviveRestartsAndSnapshots(t *testing.T) {
-	c, dir := newClock(), t.TempDir()
+	c, dir := storagetest.NewClock(), t.TempDir()
 	s := open(t, options(c, dir))
 	p := lifetime.Resolve(&sessionv1.TTLPolicy{
 		BaseTtl: durationpb.New(time.Hour), Strategy: sessionv1.TTLPolicy_EVERY_ACTIVITY, MaxExtensions: proto.Int32(12),

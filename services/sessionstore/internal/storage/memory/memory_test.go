@@ -1,7 +1,6 @@
 package memory_test
 
 import (
-	"sync"
 	"testing"
 	"time"
 
@@ -12,26 +11,7 @@ import (
 )
 
 // clock is a clock that only moves when told to.
-type clock struct {
-	mu sync.Mutex
-	t  time.Time
-}
-
-func newClock() *clock { return &clock{t: time.UnixMilli(1_800_000_000_000)} }
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
-
-func (c *clock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
-}
-
-func options(c *clock, dir string) memory.Options {
+func options(c *storagetest.Clock, dir string) memory.Options {
 	o := storagetest.OptionsFor(time.Second)
 	return memory.Options{
 		Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents, SettleMax: o.SettleMax, Retention: o.Retention,
@@ -55,7 +35,7 @@ func open(t testing.TB, o memory.Options) *memory.Store {
 
 func fixture(t testing.TB, dir string) storagetest.Fixture {
 	t.Helper()
-	c := newClock()
+	c := storagetest.NewClock()
 	s := open(t, options(c, dir))
 	return storagetest.Fixture{
 		Store: s, Unit: time.Second, Now: c.Now, Advance: c.Advance,

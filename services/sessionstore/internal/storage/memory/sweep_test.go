@@ -9,6 +9,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 // TestSweepOfMany takes more sessions than one batch through their whole life,
@@ -16,7 +17,7 @@ import (
 // two steps changes nothing.
 func TestSweepOfMany(t *testing.T) {
 	const many = 1200
-	c, dir := newClock(), t.TempDir()
+	c, dir := storagetest.NewClock(), t.TempDir()
 	o := options(c, dir)
 	o.Shards = 1
 	s := open(t, o)

@@ -61,7 +61,7 @@ func newLane(class string, opts goredis.UniversalOptions, timeout time.Duration,
 const topologyMaxAge = 2 * time.Second
 
 func newClient(opts goredis.UniversalOptions) goredis.UniversalClient {
-	if opts.IsClusterMode || (len(opts.Addrs) > 1 && opts.MasterName == "") {
+	if opts.IsClusterMode {
 		cluster := opts.Cluster()
 		cluster.ClusterStateReloadInterval = topologyMaxAge
 		return goredis.NewClusterClient(cluster)

@@ -21,26 +21,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-type clock struct {
-	mu sync.Mutex
-	t  time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
-
-func (c *clock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
-}
-
-func inMemory(t testing.TB) (*memory.Store, *clock) {
+func inMemory(t testing.TB) (*memory.Store, *storagetest.Clock) {
 	t.Helper()
-	c := &clock{t: time.UnixMilli(1_800_000_000_000)}
+	c := storagetest.NewClock()
 	o := storagetest.OptionsFor(time.Second)
 	s, err := memory.New(memory.Options{Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents, SettleMax: o.SettleMax, Retention: o.Retention, Clock: c.Now})
 	if err != nil {
@@ -50,11 +33,11 @@ func inMemory(t testing.TB) (*memory.Store, *clock) {
 	return s, c
 }
 
-func options(c *clock) resilient.Options {
+func options(c *storagetest.Clock) resilient.Options {
 	return resilient.Options{Clock: c.Now, Retry: resilience.RetryConfig{Delay: time.Microsecond, Budget: 10}}
 }
 
-func fixture(s storage.Store, inner *memory.Store, c *clock) storagetest.Fixture {
+func fixture(s storage.Store, inner *memory.Store, c *storagetest.Clock) storagetest.Fixture {
 	return storagetest.Fixture{
 		Store: s, Unit: time.Second, Now: c.Now, Advance: c.Advance,
 		Entries: func() int { return int(inner.Status(context.Background()).Entries) },
@@ -231,14 +214,14 @@ func TestTriesAgainOnlyWhatMayHelp(t *testing.T) {
 		{"closed", storage.ErrClosed, 1},
 	} {
 		f := &failing{err: c.err}
-		s := resilient.New(f, options(&clock{}))
+		s := resilient.New(f, options(&storagetest.Clock{}))
 		if _, err := s.Get(t.Context(), "id"); !errors.Is(err, c.err) || f.calls.Load() != c.calls {
 			t.Errorf("%s: %d calls, %v; want %d", c.name, f.calls.Load(), err, c.calls)
 		}
 	}
 	// A try that was applied would be taken for somebody else's change.
 	f := &failing{err: errLost}
-	if _, err := resilient.New(f, options(&clock{})).Update(t.Context(), "id", storage.Update{IfRevision: 3}); !errors.Is(err, errLost) || f.calls.Load() != 1 {
+	if _, err := resilient.New(f, options(&storagetest.Clock{})).Update(t.Context(), "id", storage.Update{IfRevision: 3}); !errors.Is(err, errLost) || f.calls.Load() != 1 {
 		t.Errorf("an update with a revision: %d calls, %v", f.calls.Load(), err)
 	}
 }
