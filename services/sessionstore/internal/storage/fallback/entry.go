@@ -155,6 +155,16 @@ func (e *entry) doubtful(at uint64) *entry {
 	return &out
 }
 
+// unheard returns the entry after an answer that came too late to be believed,
+// or was taken for one that did. What stands may be older than what the caller
+// was told, so it is doubted, unless it is final; nil leaves it as it is.
+func (e *entry) unheard(at uint64) *entry {
+	if e == nil || e.session == nil || e.standing == doubted || over(e.session) && !e.assumed {
+		return nil
+	}
+	return e.doubtful(at)
+}
+
 // tombstone returns the entry of a session that is not there any more, as of
 // now.
 func tombstone(st standing, now int64, at uint64) *entry {

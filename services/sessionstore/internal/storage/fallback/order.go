@@ -10,12 +10,12 @@ import (
 //
 // A call takes a ticket before it asks the store. What ends, deletes or doubts
 // a session bars its key: answers to tickets from before then say nothing any
-// more. Keys share stripes, which at worst keeps an answer from being
-// remembered.
+// more. Keys share stripes, so an answer may be taken for one of those: what is
+// known of its session is doubted then, which costs an answer in an outage.
 type order struct {
 	seed maphash.Seed
 	last atomic.Uint64
-	bars [3][1 << 12]atomic.Uint64
+	bars [3][]atomic.Uint64
 }
 
 // What a key names.
@@ -25,7 +25,13 @@ const (
 	ofProject
 )
 
-func newOrder() *order { return &order{seed: maphash.MakeSeed()} }
+func newOrder(stripes int) *order {
+	o := &order{seed: maphash.MakeSeed()}
+	for kind := range o.bars {
+		o.bars[kind] = make([]atomic.Uint64, stripes)
+	}
+	return o
+}
 
 // now is the ticket of a call that begins.
 func (o *order) now() uint64 { return o.last.Load() }
@@ -34,7 +40,7 @@ func (o *order) now() uint64 { return o.last.Load() }
 func (o *order) next() uint64 { return o.last.Add(1) }
 
 func (o *order) stripe(kind int, key string) *atomic.Uint64 {
-	stripes := &o.bars[kind]
+	stripes := o.bars[kind]
 	return &stripes[maphash.String(o.seed, key)%uint64(len(stripes))]
 }
 

@@ -39,8 +39,10 @@ func newPolicies(most int, o *order) (*policies, error) {
 func (k *policies) learn(project string, p *sessionv1.ProjectPolicy, t ticket) {
 	k.cache.Compute(project, func(old policy, found bool) (policy, otter.ComputeOp) {
 		overlaps := found && t.at < old.at
-		if k.order.barred(ofProject, project, t.at) ||
-			overlaps && lifetime.Millis(p.GetUpdateTime()) <= lifetime.Millis(old.policy.GetUpdateTime()) {
+		if k.order.barred(ofProject, project, t.at) {
+			return old, otter.InvalidateOp // it may be older than what the caller was told
+		}
+		if overlaps && lifetime.Millis(p.GetUpdateTime()) <= lifetime.Millis(old.policy.GetUpdateTime()) {
 			return old, otter.CancelOp
 		}
 		return policy{policy: p, seen: t.now, at: k.order.next()}, otter.WriteOp

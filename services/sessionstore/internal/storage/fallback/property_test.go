@@ -27,7 +27,8 @@ type history struct {
 // not there which is.
 func TestOutageNeverTurnsTimeBack(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		h := &history{T: t, w: newWorld(t, fallback.Options{MaxSessions: rapid.SampledFrom([]int{3, 1000}).Draw(t, "most")}), over: map[string]bool{}, seen: map[string]int64{}}
+		opts := fallback.Options{MaxSessions: rapid.SampledFrom([]int{3, 1000}).Draw(t, "most")}
+		h := &history{T: t, w: newWorld(t, fallback.WithStripes(opts, rapid.SampledFrom([]int{1, 4, 4096}).Draw(t, "stripes"))), over: map[string]bool{}, seen: map[string]int64{}}
 		for range 40 {
 			rapid.SampledFrom([]func(){h.create, h.create, h.read, h.read, h.elsewhere, h.elsewhere, h.end, h.revoke, h.pass}).Draw(t, "op")()
 			h.outage()

@@ -82,7 +82,7 @@ func (k *sessions) learn(s *sessionv1.Session, t ticket) {
 			if first {
 				k.users.remove(s.GetProject(), s.GetUser(), id)
 			}
-			return nil
+			return old.unheard(k.order.next())
 		}
 		if old == nil {
 			old = &entry{}
@@ -102,6 +102,13 @@ func (k *sessions) fresh(s *sessionv1.Session, t ticket) bool {
 	return ok && e.standing == known && !e.derived && !e.assumed && t.now-e.seen < enough &&
 		e.session.GetRevision() == s.GetRevision() && over(e.session) == over(s) &&
 		lifetime.Millis(e.session.GetLastActivityTime()) >= lifetime.Millis(s.GetLastActivityTime())
+}
+
+// get returns what is known of a session. It waits for the lock of its key: an
+// entry on its way out can be read without it for a moment longer than its
+// user's index knows of it.
+func (k *sessions) get(id string) (*entry, bool) {
+	return k.cache.ComputeIfPresent(id, func(e *entry) (*entry, otter.ComputeOp) { return e, otter.CancelOp })
 }
 
 // missing takes the store's word that a session is not there. It counts only
@@ -157,9 +164,11 @@ func (k *sessions) extended(id string, r *sessionv1.ExtendTTLResponse, t ticket)
 	default:
 		k.change(id, func(old *entry) *entry {
 			switch {
-			case old == nil, old.session == nil, k.order.barred(ofSession, id, t.at),
-				k.order.barred(ofUser, userKey(old.session.GetProject(), old.session.GetUser()), t.at):
+			case old == nil, old.session == nil:
 				return nil
+			case k.order.barred(ofSession, id, t.at),
+				k.order.barred(ofUser, userKey(old.session.GetProject(), old.session.GetUser()), t.at):
+				return old.unheard(k.order.next())
 			case old.assumed: // it was not among those that were revoked
 				return old.doubtful(k.order.next())
 			case over(old.session):
@@ -184,7 +193,7 @@ func (k *sessions) revoke(project, user string, except []string, reason string, 
 		}
 		k.change(id, func(old *entry) *entry {
 			switch {
-			case old == nil, old.session == nil, over(old.session):
+			case old == nil, old.session == nil, old.standing == doubted, over(old.session):
 				return nil
 			case !sure:
 				return old.doubtful(k.order.next())

@@ -27,6 +27,9 @@ type Options struct {
 	// Stale is told of each answer from here and its age, 0 or more; nobody
 	// where nil. It must not block.
 	Stale func(ctx context.Context, age time.Duration)
+
+	// stripes is how many marks keys share, of each kind; 4,096 but in tests.
+	stripes int
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -47,6 +50,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.MaxStale == 0 {
 		o.MaxStale = 48 * time.Hour
+	}
+	if o.stripes == 0 {
+		o.stripes = 1 << 12
 	}
 	if o.Stale == nil {
 		o.Stale = func(context.Context, time.Duration) {}
@@ -74,7 +80,7 @@ func New(inner storage.Store, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{Store: inner, opts: opts, order: newOrder()}
+	s := &Store{Store: inner, opts: opts, order: newOrder(opts.stripes)}
 	var err1, err2 error
 	s.sessions, err1 = newSessions(opts.MaxSessions, opts.MaxBytes, s.order)
 	s.policies, err2 = newPolicies(opts.MaxPolicies, s.order)
@@ -129,7 +135,7 @@ func (s *Store) saw(id string, out *sessionv1.Session, err error, t ticket) {
 // recall answers a read from what is known, or with the store's own error.
 func (s *Store) recall(id string, err error) (*sessionv1.Session, time.Duration, error) {
 	now := s.now()
-	e, ok := s.sessions.cache.GetIfPresent(id)
+	e, ok := s.sessions.get(id)
 	age := time.Duration(0)
 	if ok {
 		age = time.Duration(max(0, now-e.seen)) * time.Millisecond

@@ -377,6 +377,12 @@ func TestBounded(t *testing.T) {
 	for range 1000 {
 		ids = append(ids, w.create(t, "ann", time.Hour))
 	}
+	// The cache lets go in the background.
+	for end := time.Now().Add(10 * time.Second); w.Stats().Sessions > 10; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d sessions are kept, want at most 10", w.Stats().Sessions)
+		}
+	}
 	w.down.set(refuses)
 	known := 0
 	for _, id := range ids {
