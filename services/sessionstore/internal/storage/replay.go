@@ -1,0 +1,74 @@
+package storage
+
+import (
+	"context"
+	"time"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+)
+
+// Write is one change of one session that was accepted, and made durable
+// elsewhere, while the backend could not answer. Exactly one of the fields
+// after At is set.
+type Write struct {
+	SessionID string
+	// At is when it was accepted, with millisecond resolution.
+	At time.Time
+
+	Create *CreateWrite
+	Update *Update
+	End    *EndWrite
+	Delete bool
+	// Append are events with id, type, time and origin. A Cursor says which one
+	// the caller was told.
+	Append []*sessionv1.Event
+	// Extend is a reported activity, with its time.
+	Extend *Activity
+}
+
+// CreateWrite is what Create was given.
+type CreateWrite struct {
+	Session    *sessionv1.Session
+	RequestKey string
+}
+
+// EndWrite is what End was given.
+type EndWrite struct {
+	Reason string
+}
+
+// Replay applies writes that were accepted while the backend could not answer.
+type Replay interface {
+	// Replay must apply a write as of the time when it was accepted: whether the
+	// session is live is judged by its deadline and w.At, not by the clock, as
+	// long as it was not swept. The same write again, or one that was applied
+	// before by the method it stands for, must change nothing and return nil.
+	// Nothing may be revived that has ended or was deleted. It must return
+	// ErrUnavailable when it cannot tell whether the write was applied; any
+	// other error says that it was not, and never will be as it is:
+	//
+	//   - Create must store the session with the times that it carries, even when
+	//     its deadline has passed. A request key that stands for another session
+	//     by now stays with that one.
+	//   - Update must return ErrNotFound, ErrEnded and ErrConflict as Update does.
+	//   - End must set end_time to w.At, and change nothing where the session is
+	//     over or w.At is not before its deadline. It must return ErrNotFound.
+	//   - Delete must not mind that the session is not there.
+	//   - Append must give an event the cursor it carries where that is after the
+	//     last one of the log, and a new one where not. It must return ErrNotFound
+	//     and ErrEnded. Until ActivityGroup, where there is one, has acknowledged
+	//     these events, Sweep must take its watermark on the shard for no later
+	//     than w.At.
+	//   - Extend must do what TTL.Extend does, and return ErrNotFound and ErrEnded
+	//     for these outcomes.
+	Replay(ctx context.Context, w Write) error
+
+	// Hold must make Sweep, from whichever replica, leave alone every session
+	// whose deadline is not before from (neither warn of it nor expire it), for
+	// at most settle_max after what would be due: holder says by it that it has
+	// nothing from before that time which is still to be replayed. A later call
+	// of the same holder takes the place of the one before; the zero time gives
+	// the hold up. A hold that is older than settle_max must count for nothing.
+	// It must be remembered across restarts where the data is.
+	Hold(ctx context.Context, holder string, from time.Time) error
+}
