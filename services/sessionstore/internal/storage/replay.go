@@ -50,25 +50,32 @@ type Replay interface {
 	//   - Create must store the session with the times that it carries, even when
 	//     its deadline has passed. A request key that stands for another session
 	//     by now stays with that one.
-	//   - Update must return ErrNotFound, ErrEnded and ErrConflict as Update does.
+	//   - Update must return ErrNotFound, ErrEnded and ErrConflict as Update does,
+	//     and set update_time to w.At.
 	//   - End must set end_time to w.At, and change nothing where the session is
 	//     over or w.At is not before its deadline. It must return ErrNotFound.
 	//   - Delete must not mind that the session is not there.
 	//   - Append must give an event the cursor it carries where that is after the
-	//     last one of the log, and a new one where not. It must return ErrNotFound
-	//     and ErrEnded. Until ActivityGroup, where there is one, has acknowledged
-	//     these events, Sweep must take its watermark on the shard for no later
-	//     than w.At.
+	//     last one of the log, and else the next. It must return ErrNotFound and
+	//     ErrEnded. Its entries in the feed are new ones, behind those that are
+	//     there.
 	//   - Extend must do what TTL.Extend does, and return ErrNotFound and ErrEnded
 	//     for these outcomes.
+	//
+	// Lifecycle events that this appends to the session's log must carry the time
+	// w.At, and the cursor of w.At where that is after the log's last one, and
+	// else the next: so that a log that was written elsewhere by the same rule
+	// from the same start has the same cursors.
 	Replay(ctx context.Context, w Write) error
 
-	// Hold must make Sweep, from whichever replica, leave alone every session
-	// whose deadline is not before from (neither warn of it nor expire it), for
-	// at most settle_max after what would be due: holder says by it that it has
-	// nothing from before that time which is still to be replayed. A later call
-	// of the same holder takes the place of the one before; the zero time gives
-	// the hold up. A hold that is older than settle_max must count for nothing.
-	// It must be remembered across restarts where the data is.
+	// Hold must make Sweep, from whichever replica, leave alone what is due only
+	// at from or later: sessions whose deadline is not before it are not expired,
+	// and warnings that are due (deadline - extend_below) at from or later are
+	// not given; but nothing for longer than settle_max after it was due. By it a
+	// holder says that it has nothing from before that time which is still to be
+	// replayed. The earliest hold counts. A later call of the same holder takes
+	// the place of the one before; the zero time gives the hold up. A hold whose
+	// time is further back than settle_max counts for nothing, and may be
+	// forgotten. Holds must be remembered across restarts where the data is.
 	Hold(ctx context.Context, holder string, from time.Time) error
 }

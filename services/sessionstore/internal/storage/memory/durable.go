@@ -13,7 +13,7 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory/wal"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/wal"
 )
 
 // The log holds effects, not calls: each says what is true after a change, with

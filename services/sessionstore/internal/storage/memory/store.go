@@ -18,7 +18,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory/wal"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/wal"
 )
 
 // Options configure a store; the zero value of each field is its default.
