@@ -1,0 +1,390 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// errLeft: the session's writes were replayed before this one got its turn; it
+// belongs to the store underneath again.
+var errLeft = errors.New("session left the journal")
+
+// wanted says whether a write that failed with err is to be accepted here: what
+// the store underneath turned away for load is not.
+func wanted(ctx context.Context, err error) bool {
+	return errors.Is(err, storage.ErrUnavailable) && ctx.Err() == nil
+}
+
+func unavailable(err error) error { return fmt.Errorf("%w: %w", storage.ErrUnavailable, err) }
+
+// write asks the store underneath, and accepts the write here when that cannot
+// answer or the session has writes waiting already.
+func write[T any](ctx context.Context, s *Store, id string, ask func() (T, error), apply func(at time.Time) (T, *storage.Write, error)) (T, error) {
+	return writeUnder(ctx, s, id, "", ask, apply)
+}
+
+// writeUnder is write for a session that is created under a request key.
+func writeUnder[T any](ctx context.Context, s *Store, id, key string, ask func() (T, error), apply func(at time.Time) (T, *storage.Write, error)) (T, error) {
+	for {
+		var cause error
+		if !s.holds(id) {
+			out, err := ask()
+			if !wanted(ctx, err) {
+				return out, err
+			}
+			cause = err
+		}
+		var out T
+		at, err := s.accept(id, key, cause, func(at time.Time) (w *storage.Write, err error) {
+			out, w, err = apply(at)
+			return w, err
+		})
+		if errors.Is(err, errLeft) {
+			continue
+		}
+		if err == nil {
+			err = at.wait(ctx)
+		}
+		if err != nil {
+			var none T
+			return none, err
+		}
+		s.opts.Marked(ctx)
+		return out, nil
+	}
+}
+
+// accept applies a write to the shadow and puts it into the log; it is safe
+// once the place returned is durable. Cause is why the store underneath did not
+// take it, nil where it was not asked.
+func (s *Store) accept(id, key string, cause error, apply func(at time.Time) (*storage.Write, error)) (place, error) {
+	lock := s.stripe(&s.sessions, id)
+	lock.Lock()
+	defer lock.Unlock()
+	if key != "" {
+		lock := s.stripe(&s.requests, key)
+		lock.Lock()
+		defer lock.Unlock()
+	}
+	s.accepting.RLock()
+	defer s.accepting.RUnlock()
+	held := s.waiting.has(id)
+	if !held && cause == nil {
+		return place{}, errLeft
+	}
+	if err := errors.Join(s.disk.failure(), s.room()); err != nil {
+		if errors.Is(err, ErrFull) {
+			return place{}, unavailable(err)
+		}
+		return place{}, unwritable(err)
+	}
+	var base *sessionv1.Session
+	if !held {
+		if known, ok := s.opts.Base(id); ok {
+			base = known
+			s.shadow.Adopt(base, "")
+		}
+	}
+	w, err := apply(s.now())
+	if err == nil && w != nil {
+		var at place
+		if at, err = s.enqueue(*w, base); err == nil {
+			return at, nil
+		}
+		return place{}, err
+	}
+	if !held {
+		s.shadow.Forget(id)
+	}
+	if err == nil {
+		// Nothing changed; but what the answer rests on may wait for the disk.
+		return s.disk.last(), nil
+	}
+	if cause != nil && errors.Is(err, storage.ErrNotFound) && base == nil {
+		return place{}, cause // it may well be there
+	}
+	return place{}, err
+}
+
+// enqueue puts a write that the shadow has taken among those that wait. One
+// that cannot be put into the log waits too, since the shadow shows it; it was
+// not acknowledged.
+func (s *Store) enqueue(w storage.Write, base *sessionv1.Session) (place, error) {
+	a := &accepted{seq: s.waiting.number(), write: w, base: base}
+	record, err := a.encode()
+	var at place
+	if err == nil {
+		at, err = s.disk.append(record)
+	}
+	s.push(a, false)
+	s.release.accepted(speaksOf(w))
+	s.poke()
+	return at, err
+}
+
+// unsure turns the shadow's word that a session is over into the truth: past a
+// deadline that activity elsewhere, or activity that waits here, may have moved,
+// nobody knows.
+func (s *Store) unsure(id string, err error) error {
+	if !errors.Is(err, storage.ErrEnded) {
+		return err
+	}
+	if sess, gerr := s.shadow.Get(context.Background(), id); gerr == nil && sess.GetEndTime() == nil {
+		return unavailable(errWaiting)
+	}
+	return err
+}
+
+// known returns ErrUnavailable where a caller expects a revision later than
+// any that is known here.
+func (s *Store) known(id string, revision int64) error {
+	if sess, err := s.shadow.Get(context.Background(), id); err == nil && revision > sess.GetRevision() {
+		return unavailable(errWaiting)
+	}
+	return nil
+}
+
+type created struct {
+	session *sessionv1.Session
+	existed bool
+}
+
+// Create stores a session.
+func (s *Store) Create(ctx context.Context, in *sessionv1.Session, key string) (*sessionv1.Session, bool, error) {
+	under := ""
+	if key != "" {
+		under = requestKey(in, key)
+		if sess, err := s.underKey(ctx, in, under); sess != nil || err != nil {
+			return sess, true, err
+		}
+	}
+	out, err := writeUnder(ctx, s, in.GetId(), under, func() (created, error) {
+		sess, existed, err := s.Store.Create(ctx, in, key)
+		return created{sess, existed}, err
+	}, func(at time.Time) (created, *storage.Write, error) {
+		sess, existed, err := s.shadow.Create(ctx, in, key)
+		if err != nil || sess.GetId() != in.GetId() || s.waiting.has(in.GetId()) {
+			return created{sess, existed}, nil, err
+		}
+		return created{sess, false}, &storage.Write{
+			SessionID: in.GetId(), At: s.lastTime(in.GetId(), at), Create: &storage.CreateWrite{Session: in, RequestKey: key},
+		}, nil
+	})
+	return out.session, out.existed, err
+}
+
+// underKey returns the session that waits to be created under a request key,
+// nil for none.
+func (s *Store) underKey(ctx context.Context, in *sessionv1.Session, key string) (*sessionv1.Session, error) {
+	id, ok := s.waiting.created(key)
+	if !ok || id == in.GetId() {
+		return nil, nil //nolint:nilnil // none is an answer
+	}
+	sess, err := s.Get(ctx, id)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil, nil //nolint:nilnil // deleted: the key is free again
+	}
+	if err == nil {
+		if err = s.disk.last().wait(ctx); err == nil {
+			s.opts.Marked(ctx)
+		}
+	}
+	return sess, err
+}
+
+func requestKey(in *sessionv1.Session, key string) string {
+	return in.GetProject() + "\x00" + in.GetUser() + "\x00" + key
+}
+
+// Update changes a session.
+func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
+	if u.WriteID == "" {
+		u.WriteID = storage.NewWriteID()
+	}
+	return write(ctx, s, id, func() (*sessionv1.Session, error) { return s.Store.Update(ctx, id, u) },
+		func(time.Time) (*sessionv1.Session, *storage.Write, error) {
+			if err := s.known(id, u.IfRevision); err != nil {
+				return nil, nil, err
+			}
+			out, err := s.shadow.Update(ctx, id, u)
+			if err != nil {
+				return nil, nil, s.unsure(id, err)
+			}
+			return out, &storage.Write{SessionID: id, At: out.GetUpdateTime().AsTime(), Update: &u}, nil
+		})
+}
+
+// End ends a session.
+func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
+	return write(ctx, s, id, func() (*sessionv1.Session, error) { return s.Store.End(ctx, id, reason) },
+		func(time.Time) (*sessionv1.Session, *storage.Write, error) {
+			before, err := s.shadow.Get(ctx, id)
+			if err != nil {
+				return nil, nil, err
+			}
+			out, err := s.shadow.End(ctx, id, reason)
+			switch {
+			case err != nil:
+				return nil, nil, err
+			case before.GetEndTime() != nil:
+				return out, nil, nil
+			case out.GetPhase() != sessionv1.Session_ENDED:
+				return nil, nil, s.unsure(id, storage.ErrEnded)
+			}
+			return out, &storage.Write{SessionID: id, At: out.GetEndTime().AsTime(), End: &storage.EndWrite{Reason: reason}}, nil
+		})
+}
+
+// Delete removes a session.
+func (s *Store) Delete(ctx context.Context, id string) error {
+	_, err := write(ctx, s, id, func() (struct{}, error) { return struct{}{}, s.Store.Delete(ctx, id) },
+		func(at time.Time) (struct{}, *storage.Write, error) {
+			if err := s.shadow.Delete(ctx, id); err != nil {
+				return struct{}{}, nil, err
+			}
+			return struct{}{}, &storage.Write{SessionID: id, At: at, Delete: true}, nil
+		})
+	return err
+}
+
+// Append appends events to a session's log.
+func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event) ([]string, error) {
+	return write(ctx, s, id, func() ([]string, error) { return s.Store.Append(ctx, id, events) },
+		func(at time.Time) ([]string, *storage.Write, error) {
+			cursors, err := s.shadow.Append(ctx, id, events)
+			if err != nil {
+				return nil, nil, s.unsure(id, err)
+			}
+			told := make([]*sessionv1.Event, len(events))
+			for i, e := range events {
+				told[i] = storage.WithCursor(e, cursors[i])
+			}
+			return cursors, &storage.Write{SessionID: id, At: at, Append: told}, nil
+		})
+}
+
+// Extend reports activity. Those reports that the store underneath did not
+// answer, and those of sessions that have writes waiting, are accepted here.
+func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage.ExtendResult, error) {
+	items = slices.Clone(items)
+	out := make([]storage.ExtendResult, len(items))
+	var ask []int
+	for i := range items {
+		if items[i].Time.IsZero() {
+			items[i].Time = s.now()
+		}
+		if !s.holds(items[i].SessionID) {
+			ask = append(ask, i)
+		}
+	}
+	asked, err := s.extendBelow(ctx, items, ask, out)
+	if err != nil {
+		return nil, err
+	}
+	var places []place
+	marked := false
+	for i, a := range items {
+		cause := out[i].Err
+		if asked[i] && !wanted(ctx, cause) {
+			continue
+		}
+		at, err := s.extend(ctx, a, cause, &out[i])
+		if errors.Is(err, errLeft) {
+			// Drained this moment: the store underneath has it again.
+			var one []storage.ExtendResult
+			if one, err = s.Store.Extend(ctx, items[i:i+1]); err == nil {
+				out[i] = one[0]
+			}
+		} else if err == nil {
+			places, marked = append(places, at), true
+		}
+		if errors.Is(err, storage.ErrNotFound) { // it was deleted here
+			out[i] = storage.ExtendResult{Response: lifetime.Missing()}
+		} else if err != nil {
+			out[i] = storage.ExtendResult{Err: err}
+		}
+	}
+	for _, at := range places {
+		if err := at.wait(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if marked {
+		s.opts.Marked(ctx)
+	}
+	return out, nil
+}
+
+// extendBelow asks the store underneath about some of the items.
+func (s *Store) extendBelow(ctx context.Context, items []storage.Activity, which []int, out []storage.ExtendResult) (asked []bool, err error) {
+	asked = make([]bool, len(items))
+	if len(which) == 0 {
+		return asked, nil
+	}
+	some := items
+	if len(which) < len(items) {
+		some = make([]storage.Activity, len(which))
+		for j, i := range which {
+			some[j] = items[i]
+		}
+	}
+	res, err := s.Store.Extend(ctx, some)
+	if err != nil && !wanted(ctx, err) {
+		return nil, err
+	}
+	for j, i := range which {
+		asked[i] = true
+		if err != nil {
+			out[i].Err = err
+		} else {
+			out[i] = res[j]
+		}
+	}
+	return asked, nil
+}
+
+// extend accepts one report.
+func (s *Store) extend(ctx context.Context, a storage.Activity, cause error, out *storage.ExtendResult) (place, error) {
+	return s.accept(a.SessionID, "", cause, func(at time.Time) (*storage.Write, error) {
+		before, err := s.shadow.Get(ctx, a.SessionID)
+		if err != nil {
+			return nil, err
+		}
+		res, err := s.shadow.Extend(ctx, []storage.Activity{a})
+		if err != nil {
+			return nil, err
+		}
+		*out = res[0]
+		switch out.Response.GetOutcome() {
+		case sessionv1.ExtendTTLResponse_TOO_LATE, sessionv1.ExtendTTLResponse_ENDED:
+			if before.GetEndTime() == nil {
+				return nil, unavailable(errWaiting)
+			}
+			return nil, nil //nolint:nilnil // nothing to be replayed
+		case sessionv1.ExtendTTLResponse_EXTENDED:
+			at = s.lastTime(a.SessionID, at)
+		default:
+			if after, err := s.shadow.Get(ctx, a.SessionID); err != nil || !after.GetLastActivityTime().AsTime().After(before.GetLastActivityTime().AsTime()) {
+				return nil, err
+			}
+		}
+		return &storage.Write{SessionID: a.SessionID, At: at, Extend: &a}, nil
+	})
+}
+
+// lastTime is the time of the shadow's latest event of a session: what it
+// appended by itself has to get the same cursor when it is replayed.
+func (s *Store) lastTime(id string, otherwise time.Time) time.Time {
+	page, err := s.shadow.ListEvents(context.Background(), storage.EventQuery{SessionID: id, Tail: 1})
+	if err != nil || len(page.Events) == 0 {
+		return otherwise
+	}
+	return page.Events[0].GetTime().AsTime()
+}
