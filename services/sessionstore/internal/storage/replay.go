@@ -2,6 +2,9 @@ package storage
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"time"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -35,6 +38,39 @@ type CreateWrite struct {
 // EndWrite is what End was given.
 type EndWrite struct {
 	Reason string
+}
+
+// MaxWriteIDs is how many updates a session remembers by their WriteID.
+const MaxWriteIDs = 8
+
+// NewWriteID returns a WriteID that no other update has.
+func NewWriteID() string { return rand.Text() }
+
+// Empty is the error for a write that has none of its fields set.
+func (w Write) Empty() error {
+	return &InvalidError{Field: "write", Value: Shorten(w.SessionID), Want: "one change of the session"}
+}
+
+// Outcome turns the outcome of a replayed activity into what Replay returns:
+// refusals that leave the session alone are no error.
+func (w Write) Outcome(o sessionv1.ExtendTTLResponse_Outcome) error {
+	switch o {
+	case sessionv1.ExtendTTLResponse_NOT_FOUND:
+		return ErrNotFound
+	case sessionv1.ExtendTTLResponse_ENDED:
+		return ErrEnded
+	default:
+		return nil
+	}
+}
+
+// Undecided turns what kept a call from being made, or its caller from waiting,
+// into ErrUnavailable as well: who replays must not take it for a refusal.
+func Undecided(err error) error {
+	if errors.Is(err, ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
 }
 
 // Replay applies writes that were accepted while the backend could not answer.
