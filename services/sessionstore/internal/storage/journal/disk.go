@@ -97,7 +97,7 @@ func unwritable(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %w: %w", storage.ErrUnavailable, ErrJournal, err)
+	return fmt.Errorf("%w: %w: %w", storage.ErrUnavailable, storage.ErrJournal, err)
 }
 
 // snapshot replaces what is on disk by what emit writes.

@@ -26,9 +26,8 @@ const (
 func (s *Store) drain(ctx context.Context) {
 	mend := time.NewTicker(s.opts.reopenEvery)
 	defer mend.Stop()
-	pause := time.NewTimer(0)
-	defer pause.Stop()
-	length := minPause
+	length, wake := minPause, s.wake
+	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -36,19 +35,21 @@ func (s *Store) drain(ctx context.Context) {
 		case <-mend.C:
 			s.mend()
 			continue
-		case <-s.wake:
-			if s.depth.Load() == 0 {
-				continue
-			}
-		case <-pause.C:
+		case <-wake:
+		case <-again:
 		}
-		if s.depth.Load() > 0 {
-			if length *= 2; s.round(ctx) {
-				length = minPause
-			}
-			pause.Reset(min(length, maxPause))
-		}
+		moved := s.round(ctx)
 		s.tidy()
+		switch {
+		case s.depth.Load() == 0:
+			length, wake, again = minPause, s.wake, nil
+		case moved:
+			length, wake, again = minPause, nil, time.After(0)
+		default:
+			// What is accepted meanwhile waits too, and wakes nobody.
+			wake, again = nil, time.After(length)
+			length = min(2*length, maxPause)
+		}
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 // Get reads a session.
 func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) {
 	for s.holds(id) {
-		if out, since, ok := s.peek(ctx, id); ok {
-			s.opts.Stale(ctx, since)
+		if out, age, ok := s.peek(ctx, id); ok {
+			s.opts.Stale(ctx, age)
 			return out.Session, out.Err
 		}
 	}
@@ -21,14 +21,21 @@ func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) 
 }
 
 // peek reads a session that has writes waiting, and how old the knowledge is
-// that they are built on; false when it has none any more.
+// that they are built on; false when it left meanwhile.
 func (s *Store) peek(ctx context.Context, id string) (storage.SessionResult, time.Duration, bool) {
-	since, _ := s.waiting.since(id)
-	sess, err := s.shadow.Get(ctx, id)
-	if _, still := s.waiting.since(id); !still {
+	q := s.waiting.of(id)
+	if q == nil {
 		return storage.SessionResult{}, 0, false
 	}
-	return storage.SessionResult{Session: sess, Err: err}, max(0, s.now().Sub(since)), true
+	sess, err := s.shadow.Get(ctx, id)
+	if s.waiting.of(id) != q {
+		return storage.SessionResult{}, 0, false
+	}
+	return storage.SessionResult{Session: sess, Err: err}, s.age(q), true
+}
+
+func (s *Store) age(q *queue) time.Duration {
+	return max(0, s.now().Sub(s.waiting.first(q).write.At))
 }
 
 // GetMany reads sessions.
@@ -41,12 +48,10 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 	var places []int
 	oldest, stale := time.Duration(0), false
 	for i, id := range ids {
-		if s.waiting.has(id) {
-			if r, since, ok := s.peek(ctx, id); ok {
-				out[i] = r
-				oldest, stale = max(oldest, since), true
-				continue
-			}
+		if r, age, ok := s.peek(ctx, id); ok {
+			out[i] = r
+			oldest, stale = max(oldest, age), true
+			continue
 		}
 		ask, places = append(ask, id), append(places, i)
 	}
@@ -75,48 +80,34 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.EventPage, error) {
 	until := s.opts.Clock().Add(q.Wait)
 	for s.holds(q.SessionID) {
-		whole, since, ok := s.complete(q.SessionID)
-		if !ok {
+		queue := s.waiting.of(q.SessionID)
+		if queue == nil {
 			break
 		}
 		page, err := s.shadow.ListEvents(ctx, q)
-		if _, _, still := s.complete(q.SessionID); !still {
-			// What woke the wait may be that the session left; the store underneath
+		if s.waiting.of(q.SessionID) != queue {
+			// What woke the wait may be that the session left: the store underneath
 			// has the same events.
 			q.Wait = max(0, until.Sub(s.opts.Clock()))
-			break
+			continue
 		}
-		if err == nil && !whole {
-			page.Truncated = page.Truncated || s.before(q, page)
+		if first := s.waiting.first(queue); err == nil && first.write.Create == nil {
+			page.Truncated = page.Truncated || misses(q, page, first.write.At)
 		}
-		s.opts.Stale(ctx, since)
+		s.opts.Stale(ctx, s.age(queue))
 		return page, err
 	}
 	return s.Store.ListEvents(ctx, q)
 }
 
-// complete says whether all of a session's log is here: it was created here.
-func (s *Store) complete(id string) (whole bool, since time.Duration, ok bool) {
-	w := &s.waiting
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	q := w.queues[id]
-	if q == nil {
-		return false, 0, false
-	}
-	first := q.writes[0]
-	return first.write.Create != nil, max(0, s.now().Sub(first.write.At)), true
-}
-
-// before says whether a page may miss events from before the first that was
+// misses says whether a page may lack events from before the first that was
 // accepted here.
-func (s *Store) before(q storage.EventQuery, page storage.EventPage) bool {
+func misses(q storage.EventQuery, page storage.EventPage, first time.Time) bool {
 	if q.Tail > 0 {
 		return len(page.Events) < q.Tail
 	}
 	after, err := storage.ParseCursor("after", q.After)
-	since, ok := s.waiting.since(q.SessionID)
-	return err == nil && ok && after.Millis < since.UnixMilli()
+	return err == nil && after.Millis < first.UnixMilli()
 }
 
 // List pages through sessions. It cannot be answered while writes wait: what it

@@ -1,7 +1,10 @@
 package journal
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -154,7 +157,35 @@ func (c *contents) add(record []byte) error {
 	case *journalv1.Record_Dead:
 		c.dead[k.Dead.GetSeq()] = k.Dead.GetReason()
 	default:
-		return fmt.Errorf("record of an unknown kind: written by a newer version")
+		return errors.New("record of an unknown kind: written by a newer version")
 	}
 	return nil
+}
+
+// sorted returns the accepted writes in their order.
+func (c *contents) sorted() []*accepted {
+	out := make([]*accepted, 0, len(c.accepted))
+	for _, seq := range slices.Sorted(maps.Keys(c.accepted)) {
+		out = append(out, c.accepted[seq])
+	}
+	return out
+}
+
+// oldest returns the least time, not before least, that a write speaks of; zero
+// for none.
+func (c *contents) oldest(least time.Time) (out time.Time) {
+	for _, a := range c.accepted {
+		if at := speaksOf(a.write); !at.Before(least) && (out.IsZero() || at.Before(out)) {
+			out = at
+		}
+	}
+	return out
+}
+
+// speaksOf is the earliest time that a write is about.
+func speaksOf(w storage.Write) time.Time {
+	if w.Extend != nil && w.Extend.Time.Before(w.At) {
+		return w.Extend.Time
+	}
+	return w.At
 }

@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -21,14 +22,15 @@ type release struct {
 	from time.Time
 	// open: a hold of this journal stands that must not be moved yet.
 	open bool
-	// last is when a write was accepted or still waited.
+	// last is when the latest write was replayed.
 	last time.Time
 	// held: the store underneath knows of a hold of this process.
-	held bool
+	held atomic.Bool
 }
 
 // init starts with what a process before may have left: a hold that stands for
-// writes that were replayed just before it ended.
+// writes that were replayed just before it ended. Oldest is the least time that
+// a write which is still in the log speaks of.
 func (r *release) init(fresh bool, now, oldest time.Time) {
 	r.from, r.last, r.open = oldest, now, !fresh
 }
@@ -43,6 +45,13 @@ func (r *release) accepted(speaksOf time.Time) {
 	r.open = true
 }
 
+// replayed takes note that a session has no writes waiting any more.
+func (r *release) replayed(now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last = now
+}
+
 func (r *release) done() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -52,7 +61,7 @@ func (r *release) done() bool {
 // Sweep lets sessions go, but for those that have, or may have, activity
 // waiting here.
 func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
-	if err := s.hold(ctx); err != nil && !s.release.held {
+	if err := s.hold(ctx); err != nil && !s.release.held.Load() {
 		return storage.SweepResult{}, err
 	}
 	return s.Store.Sweep(ctx)
@@ -65,9 +74,6 @@ func (s *Store) hold(ctx context.Context) error {
 	s.accepting.Lock() // every write that has its time is known below
 	now, waits := s.now(), s.depth.Load() > 0
 	r.mu.Lock()
-	if waits {
-		r.last = now
-	}
 	from, open, last := r.from, r.open, r.last
 	r.mu.Unlock()
 	s.accepting.Unlock()
@@ -111,20 +117,27 @@ func (s *Store) seen(ctx context.Context, now, last time.Time) (bool, error) {
 func (s *Store) letGo(ctx context.Context, now, last time.Time) error {
 	s.accepting.Lock()
 	s.release.mu.Lock()
-	if s.depth.Load() == 0 && s.release.last.Equal(last) {
+	free := s.depth.Load() == 0 && s.release.last.Equal(last)
+	if free {
 		s.release.open, s.release.from = false, time.Time{}
-	} else {
-		now = s.release.from
 	}
 	s.release.mu.Unlock()
 	s.accepting.Unlock()
+	if !free {
+		return nil // what was said still stands
+	}
 	return s.say(ctx, now)
 }
 
+// say holds from a time on. One too far back would count for nothing.
 func (s *Store) say(ctx context.Context, from time.Time) error {
+	margin := min(clockMargin, s.opts.SettleMax/10)
+	if least := s.now().Add(margin - s.opts.SettleMax); from.Before(least) {
+		from = least
+	}
 	err := s.Store.Hold(ctx, s.holder, from)
 	if err == nil {
-		s.release.held = true
+		s.release.held.Store(true)
 	}
 	return err
 }

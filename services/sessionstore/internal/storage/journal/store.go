@@ -17,13 +17,10 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/wal"
 )
 
-// Errors that come with storage.ErrUnavailable.
+// What comes with storage.ErrUnavailable.
 var (
-	// ErrJournal: the journal cannot be written; its disk is full, read-only or
-	// broken.
-	ErrJournal = errors.New("the journal cannot be written")
-	// ErrFull: the journal holds as much as it may.
-	ErrFull = errors.New("the journal is full")
+	// errFull: the journal holds as much as it may.
+	errFull = errors.New("it holds as much as it may")
 	// errWaiting: what was asked would be answered wrongly as long as accepted
 	// writes wait to be replayed.
 	errWaiting = errors.New("accepted writes wait to be replayed")
@@ -176,7 +173,7 @@ func (s *Store) recover() error {
 		}
 	}
 	s.take(c)
-	s.release.init(fresh, s.now(), s.waiting.oldest())
+	s.release.init(fresh, s.now(), c.oldest(s.now().Add(-s.opts.SettleMax)))
 	if n := s.depth.Load(); n > 0 {
 		s.opts.Log.Info("writes of before wait in the journal", slog.Int64("writes", n))
 		s.poke()
@@ -195,8 +192,8 @@ func (s *Store) take(c *contents) {
 			left[a.write.SessionID] = true
 		}
 	}
-	for _, seq := range sorted(c.accepted) {
-		a := c.accepted[seq]
+	for _, a := range c.sorted() {
+		seq := a.seq
 		s.waiting.seq = max(s.waiting.seq, seq)
 		reason, dead := c.dead[seq]
 		if dead && !c.done[seq] {

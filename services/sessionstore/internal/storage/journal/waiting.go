@@ -2,12 +2,7 @@ package journal
 
 import (
 	"container/list"
-	"maps"
-	"slices"
 	"sync"
-	"time"
-
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
 // queue are the writes of one session, the oldest first. Those before next are
@@ -41,10 +36,13 @@ func (w *waiting) init() {
 	w.queues, w.order, w.keys = map[string]*queue{}, list.New(), map[string]string{}
 }
 
-func (w *waiting) has(id string) bool {
+func (w *waiting) has(id string) bool { return w.of(id) != nil }
+
+// of returns a session's queue, nil for none.
+func (w *waiting) of(id string) *queue {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.queues[id] != nil
+	return w.queues[id]
 }
 
 // created returns the session that waits to be created under a request key.
@@ -55,40 +53,11 @@ func (w *waiting) created(key string) (id string, ok bool) {
 	return id, ok
 }
 
-// since returns when the oldest write of a session that still waits, or is
-// kept, was accepted.
-func (w *waiting) since(id string) (time.Time, bool) {
+// first is the oldest write of a queue.
+func (w *waiting) first(q *queue) *accepted {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	q := w.queues[id]
-	if q == nil {
-		return time.Time{}, false
-	}
-	return q.writes[0].write.At, true
-}
-
-// oldest returns the least time that a write which waits, or is kept, speaks
-// of; zero for none.
-func (w *waiting) oldest() time.Time {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var out time.Time
-	for _, q := range w.queues {
-		for _, a := range q.writes {
-			if at := speaksOf(a.write); out.IsZero() || at.Before(out) {
-				out = at
-			}
-		}
-	}
-	return out
-}
-
-// speaksOf is the earliest time that a write is about.
-func speaksOf(w storage.Write) time.Time {
-	if w.Extend != nil && w.Extend.Time.Before(w.At) {
-		return w.Extend.Time
-	}
-	return w.At
+	return q.writes[0]
 }
 
 // head returns the next write to be replayed of a queue, and whether it is the
@@ -200,6 +169,7 @@ func (s *Store) leave(q *queue) bool {
 		w.bytes -= a.size
 	}
 	w.kept -= int64(len(q.writes))
+	s.release.replayed(s.now()) // before nothing is left
 	s.depth.Store(w.kept)
 	return true
 }
@@ -210,7 +180,7 @@ func (s *Store) room() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.bytes >= s.opts.MaxBytes || w.kept >= int64(s.opts.MaxWrites) {
-		return ErrFull
+		return errFull
 	}
 	return nil
 }
@@ -234,5 +204,3 @@ func (w *waiting) all() []queue {
 	}
 	return out
 }
-
-func sorted[V any](m map[int64]V) []int64 { return slices.Sorted(maps.Keys(m)) }

@@ -27,22 +27,32 @@ func unavailable(err error) error { return fmt.Errorf("%w: %w", storage.ErrUnava
 // write asks the store underneath, and accepts the write here when that cannot
 // answer or the session has writes waiting already.
 func write[T any](ctx context.Context, s *Store, id string, ask func() (T, error), apply func(at time.Time) (T, *storage.Write, error)) (T, error) {
-	return writeUnder(ctx, s, id, "", ask, apply)
+	return writeWith(ctx, s, id, with{}, ask, apply)
 }
 
-// writeUnder is write for a session that is created under a request key.
-func writeUnder[T any](ctx context.Context, s *Store, id, key string, ask func() (T, error), apply func(at time.Time) (T, *storage.Write, error)) (T, error) {
+// with is what some writes need to be accepted.
+type with struct {
+	// key is the request key that a session is created under.
+	key string
+	// base is what was known of the session before the store underneath was
+	// asked, where its failure puts that in doubt.
+	base *sessionv1.Session
+	// cause is why the store underneath did not take the write, nil where it was
+	// not asked.
+	cause error
+}
+
+func writeWith[T any](ctx context.Context, s *Store, id string, o with, ask func() (T, error), apply func(at time.Time) (T, *storage.Write, error)) (T, error) {
 	for {
-		var cause error
-		if !s.holds(id) {
+		if o.cause = nil; !s.holds(id) {
 			out, err := ask()
 			if !wanted(ctx, err) {
 				return out, err
 			}
-			cause = err
+			o.cause = err
 		}
 		var out T
-		at, err := s.accept(id, key, cause, func(at time.Time) (w *storage.Write, err error) {
+		at, err := s.accept(id, o, func(at time.Time) (w *storage.Write, err error) {
 			out, w, err = apply(at)
 			return w, err
 		})
@@ -62,33 +72,31 @@ func writeUnder[T any](ctx context.Context, s *Store, id, key string, ask func()
 }
 
 // accept applies a write to the shadow and puts it into the log; it is safe
-// once the place returned is durable. Cause is why the store underneath did not
-// take it, nil where it was not asked.
-func (s *Store) accept(id, key string, cause error, apply func(at time.Time) (*storage.Write, error)) (place, error) {
+// once the place returned is durable.
+func (s *Store) accept(id string, o with, apply func(at time.Time) (*storage.Write, error)) (place, error) {
 	lock := s.stripe(&s.sessions, id)
 	lock.Lock()
 	defer lock.Unlock()
-	if key != "" {
-		lock := s.stripe(&s.requests, key)
+	if o.key != "" {
+		lock := s.stripe(&s.requests, o.key)
 		lock.Lock()
 		defer lock.Unlock()
 	}
 	s.accepting.RLock()
 	defer s.accepting.RUnlock()
 	held := s.waiting.has(id)
-	if !held && cause == nil {
+	if !held && o.cause == nil {
 		return place{}, errLeft
 	}
 	if err := errors.Join(s.disk.failure(), s.room()); err != nil {
-		if errors.Is(err, ErrFull) {
-			return place{}, unavailable(err)
-		}
 		return place{}, unwritable(err)
 	}
 	var base *sessionv1.Session
 	if !held {
-		if known, ok := s.opts.Base(id); ok {
-			base = known
+		if base = o.base; base == nil {
+			base, _ = s.opts.Base(id)
+		}
+		if base != nil {
 			s.shadow.Adopt(base, "")
 		}
 	}
@@ -107,8 +115,8 @@ func (s *Store) accept(id, key string, cause error, apply func(at time.Time) (*s
 		// Nothing changed; but what the answer rests on may wait for the disk.
 		return s.disk.last(), nil
 	}
-	if cause != nil && errors.Is(err, storage.ErrNotFound) && base == nil {
-		return place{}, cause // it may well be there
+	if o.cause != nil && errors.Is(err, storage.ErrNotFound) && base == nil {
+		return place{}, o.cause // it may well be there
 	}
 	return place{}, err
 }
@@ -165,7 +173,7 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, key string) (
 			return sess, true, err
 		}
 	}
-	out, err := writeUnder(ctx, s, in.GetId(), under, func() (created, error) {
+	out, err := writeWith(ctx, s, in.GetId(), with{key: under}, func() (created, error) {
 		sess, existed, err := s.Store.Create(ctx, in, key)
 		return created{sess, existed}, err
 	}, func(at time.Time) (created, *storage.Write, error) {
@@ -223,7 +231,8 @@ func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessi
 
 // End ends a session.
 func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
-	return write(ctx, s, id, func() (*sessionv1.Session, error) { return s.Store.End(ctx, id, reason) },
+	base, _ := s.opts.Base(id)
+	return writeWith(ctx, s, id, with{base: base}, func() (*sessionv1.Session, error) { return s.Store.End(ctx, id, reason) },
 		func(time.Time) (*sessionv1.Session, *storage.Write, error) {
 			before, err := s.shadow.Get(ctx, id)
 			if err != nil {
@@ -244,7 +253,8 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 
 // Delete removes a session.
 func (s *Store) Delete(ctx context.Context, id string) error {
-	_, err := write(ctx, s, id, func() (struct{}, error) { return struct{}{}, s.Store.Delete(ctx, id) },
+	base, _ := s.opts.Base(id)
+	_, err := writeWith(ctx, s, id, with{base: base}, func() (struct{}, error) { return struct{}{}, s.Store.Delete(ctx, id) },
 		func(at time.Time) (struct{}, *storage.Write, error) {
 			if err := s.shadow.Delete(ctx, id); err != nil {
 				return struct{}{}, nil, err
@@ -291,24 +301,11 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	var places []place
 	marked := false
 	for i, a := range items {
-		cause := out[i].Err
-		if asked[i] && !wanted(ctx, cause) {
+		if asked[i] && !wanted(ctx, out[i].Err) {
 			continue
 		}
-		at, err := s.extend(ctx, a, cause, &out[i])
-		if errors.Is(err, errLeft) {
-			// Drained this moment: the store underneath has it again.
-			var one []storage.ExtendResult
-			if one, err = s.Store.Extend(ctx, items[i:i+1]); err == nil {
-				out[i] = one[0]
-			}
-		} else if err == nil {
+		if at, taken := s.extend(ctx, a, &out[i]); taken {
 			places, marked = append(places, at), true
-		}
-		if errors.Is(err, storage.ErrNotFound) { // it was deleted here
-			out[i] = storage.ExtendResult{Response: lifetime.Missing()}
-		} else if err != nil {
-			out[i] = storage.ExtendResult{Err: err}
 		}
 	}
 	for _, at := range places {
@@ -350,9 +347,34 @@ func (s *Store) extendBelow(ctx context.Context, items []storage.Activity, which
 	return asked, nil
 }
 
-// extend accepts one report.
-func (s *Store) extend(ctx context.Context, a storage.Activity, cause error, out *storage.ExtendResult) (place, error) {
-	return s.accept(a.SessionID, "", cause, func(at time.Time) (*storage.Write, error) {
+// extend accepts one report, which the store underneath failed to answer where
+// out has an error; false where the answer is not from here.
+func (s *Store) extend(ctx context.Context, a storage.Activity, out *storage.ExtendResult) (place, bool) {
+	for {
+		at, err := s.report(ctx, a, out)
+		if err == nil {
+			return at, true
+		}
+		if !errors.Is(err, errLeft) {
+			if *out = (storage.ExtendResult{Err: err}); errors.Is(err, storage.ErrNotFound) { // deleted here
+				*out = storage.ExtendResult{Response: lifetime.Missing()}
+			}
+			return place{}, false
+		}
+		one, err := s.Store.Extend(ctx, []storage.Activity{a})
+		if err == nil {
+			*out, err = one[0], one[0].Err
+		} else {
+			*out = storage.ExtendResult{Err: err}
+		}
+		if !wanted(ctx, err) {
+			return place{}, false
+		}
+	}
+}
+
+func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.ExtendResult) (place, error) {
+	return s.accept(a.SessionID, with{cause: out.Err}, func(at time.Time) (*storage.Write, error) {
 		before, err := s.shadow.Get(ctx, a.SessionID)
 		if err != nil {
 			return nil, err
@@ -371,7 +393,8 @@ func (s *Store) extend(ctx context.Context, a storage.Activity, cause error, out
 		case sessionv1.ExtendTTLResponse_EXTENDED:
 			at = s.lastTime(a.SessionID, at)
 		default:
-			if after, err := s.shadow.Get(ctx, a.SessionID); err != nil || !after.GetLastActivityTime().AsTime().After(before.GetLastActivityTime().AsTime()) {
+			after, err := s.shadow.Get(ctx, a.SessionID)
+			if err != nil || !after.GetLastActivityTime().AsTime().After(before.GetLastActivityTime().AsTime()) {
 				return nil, err
 			}
 		}
