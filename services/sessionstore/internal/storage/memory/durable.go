@@ -37,6 +37,7 @@ const (
 	effectHistory = 11
 	effectHold    = 12 // from when on a holder holds the sweep, 0 for not at all
 	effectGone    = 13 // a deleted session must not come back until a time
+	effectLate    = 14 // a shard's feed has entries that were accepted earlier
 )
 
 // txn is one change: it collects effects while a lock is held.
@@ -147,6 +148,12 @@ func (tx *txn) logAt(x *session) {
 func (tx *txn) gone(id string, until int64) {
 	if tx.durable() {
 		tx.add(effectGone, number(field(nil, 1, id), 2, until))
+	}
+}
+
+func (tx *txn) late(sh *shard) {
+	if l := sh.feed.late; tx.durable() && l != (late{}) {
+		tx.add(effectLate, field(number(number(nil, 2, int64(sh.n)), 4, l.from), 3, l.to.String()))
 	}
 }
 
@@ -323,17 +330,18 @@ func (s *Store) apply(kind byte, f fields) error {
 			sh.feed.put(at, e)
 		}
 		return nil
-	case effectAcked, effectFeedAt:
+	case effectAcked, effectFeedAt, effectLate:
 		sh := s.at(f.num(2))
 		at, err := storage.ParseCursor("acked", f.text(3))
 		if err != nil || sh == nil {
 			return errors.Join(err, fmt.Errorf("cursor of shard %d", f.num(2)))
 		}
-		if kind == effectFeedAt {
-			if at.Compare(sh.feed.last) > 0 {
-				sh.feed.last = at
-			}
-		} else if old, ok := sh.feed.acked[f.text(1)]; !ok || at.Compare(old) > 0 {
+		switch old, ok := sh.feed.acked[f.text(1)]; {
+		case kind == effectLate:
+			sh.feed.late = late{from: f.num(4), to: at}
+		case kind == effectFeedAt && at.Compare(sh.feed.last) > 0:
+			sh.feed.last = at
+		case kind == effectAcked && (!ok || at.Compare(old) > 0):
 			sh.feed.acked[f.text(1)] = at
 		}
 		return nil
@@ -544,6 +552,7 @@ func (s *Store) snapshotShard(tx *txn, sh *shard, flush func() error) error {
 	for group, at := range sh.feed.acked {
 		tx.acked(group, at)
 	}
+	tx.late(sh)
 	for id, until := range sh.gone {
 		tx.gone(id, until)
 	}

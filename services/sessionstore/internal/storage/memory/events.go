@@ -111,6 +111,7 @@ func (s *Store) append(ctx context.Context, id string, events []*sessionv1.Event
 	}
 	cursors := make([]string, len(events))
 	tx := s.begin(sh)
+	fresh := false
 	for i, e := range events {
 		if at, ok := x.log.ids[e.GetId()]; ok {
 			cursors[i] = at.String()
@@ -120,6 +121,11 @@ func (s *Store) append(ctx context.Context, id string, events []*sessionv1.Event
 		cursors[i] = stored.GetCursor()
 		tx.event(x, stored)
 		s.publish(tx, id, storage.FeedEvent(e, false), m.now)
+		fresh = true
+	}
+	if m.replayed && fresh && !s.opts.NoFeed {
+		sh.feed.delayed(m.at)
+		tx.late(sh)
 	}
 	x.log.wakeAll()
 	// An event that was there already may still be on its way to the disk.

@@ -46,7 +46,9 @@ func (s *Store) extend(a storage.Activity, m moment) (*sessionv1.ExtendTTLRespon
 	}
 	before := x.state
 	outcome, after := lifetime.Extend(x.terms, before, at, a.EventID, now)
-	x.remember(lifetime.NewDecision(outcome, before, after, at, now, a.Kind, a.EventID, 0), a)
+	if d := lifetime.NewDecision(outcome, before, after, at, now, a.Kind, a.EventID, 0); !m.replayed || !x.history.Knows(d) {
+		x.remember(d, a)
+	}
 	resp := lifetime.Response(outcome, x.terms, before, after, at, x.over, x.view.GetTtlPolicy(), now)
 	if after.LastActivity == before.LastActivity && outcome != sessionv1.ExtendTTLResponse_EXTENDED {
 		sh.mu.Unlock()
@@ -139,8 +141,9 @@ func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult,
 		sh.mu.Lock()
 		tx := s.begin(sh)
 		// As of before the sweep: what it appends itself holds nobody up.
-		watermark := sh.feed.settled()
-		from := s.holds.earliest(now - s.opts.SettleMax.Milliseconds())
+		least := now - s.opts.SettleMax.Milliseconds()
+		watermark := sh.feed.settled(least)
+		from := s.holds.earliest(least)
 		warned, looked := s.warn(tx, now, from)
 		expired, held := s.expire(tx, now, watermark, from)
 		purged := s.purge(tx, now)
