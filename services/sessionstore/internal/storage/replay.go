@@ -12,11 +12,14 @@ import (
 
 // Write is one change of one session that was accepted, and made durable
 // elsewhere, while the backend could not answer. Exactly one of the fields
-// after At is set.
+// after Cursor is set.
 type Write struct {
 	SessionID string
 	// At is when it was accepted, with millisecond resolution.
 	At time.Time
+	// Cursor is the one that the caller was told for the lifecycle event that the
+	// write appends to the session's log; empty for none.
+	Cursor string
 
 	Create *CreateWrite
 	Update *Update
@@ -94,14 +97,14 @@ type Replay interface {
 	//   - Append must give an event the cursor it carries where that is after the
 	//     last one of the log, and else the next. It must return ErrNotFound and
 	//     ErrEnded. Its entries in the feed are new ones, behind those that are
-	//     there.
+	//     there: until ActivityGroup, where there is one, has acknowledged them,
+	//     Sweep must take its watermark on the shard for no later than w.At.
 	//   - Extend must do what TTL.Extend does, and return ErrNotFound and ErrEnded
 	//     for these outcomes.
 	//
-	// Lifecycle events that this appends to the session's log must carry the time
-	// w.At, and the cursor of w.At where that is after the log's last one, and
-	// else the next: so that a log that was written elsewhere by the same rule
-	// from the same start has the same cursors.
+	// A lifecycle event that this appends to the session's log must carry the time
+	// w.At, and the cursor w.Cursor (that of w.At where it has none) where that is
+	// after the log's last one, and else the next.
 	Replay(ctx context.Context, w Write) error
 
 	// Hold must make Sweep, from whichever replica, leave alone what is due only

@@ -156,6 +156,11 @@ type Accepted struct {
 	// What was known of the session before its first write that waits; absent
 	// where that write creates it, and with later ones.
 	Base *v1.Session `protobuf:"bytes,4,opt,name=base,proto3" json:"base,omitempty"`
+	// The events of the session that were accepted come after this cursor: with
+	// its first write that waits.
+	BaseCursor string `protobuf:"bytes,11,opt,name=base_cursor,json=baseCursor,proto3" json:"base_cursor,omitempty"`
+	// The cursor that the caller was told for the write's lifecycle event.
+	Cursor string `protobuf:"bytes,12,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Types that are valid to be assigned to Write:
 	//
 	//	*Accepted_Create
@@ -225,6 +230,20 @@ func (x *Accepted) GetBase() *v1.Session {
 		return x.Base
 	}
 	return nil
+}
+
+func (x *Accepted) GetBaseCursor() string {
+	if x != nil {
+		return x.BaseCursor
+	}
+	return ""
+}
+
+func (x *Accepted) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
 }
 
 func (x *Accepted) GetWrite() isAccepted_Write {
@@ -742,13 +761,16 @@ const file_stoker_journal_v1_record_proto_rawDesc = "" +
 	"\baccepted\x18\x02 \x01(\v2\x1b.stoker.journal.v1.AcceptedH\x00R\baccepted\x12\x14\n" +
 	"\x04done\x18\x03 \x01(\x03H\x00R\x04done\x12-\n" +
 	"\x04dead\x18\x04 \x01(\v2\x17.stoker.journal.v1.DeadH\x00R\x04deadB\x06\n" +
-	"\x04kind\"\xb9\x03\n" +
+	"\x04kind\"\xf2\x03\n" +
 	"\bAccepted\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x02 \x01(\tR\tsessionId\x12\x0e\n" +
 	"\x02at\x18\x03 \x01(\x03R\x02at\x12.\n" +
-	"\x04base\x18\x04 \x01(\v2\x1a.stoker.session.v1.SessionR\x04base\x123\n" +
+	"\x04base\x18\x04 \x01(\v2\x1a.stoker.session.v1.SessionR\x04base\x12\x1f\n" +
+	"\vbase_cursor\x18\v \x01(\tR\n" +
+	"baseCursor\x12\x16\n" +
+	"\x06cursor\x18\f \x01(\tR\x06cursor\x123\n" +
 	"\x06create\x18\x05 \x01(\v2\x19.stoker.journal.v1.CreateH\x00R\x06create\x123\n" +
 	"\x06update\x18\x06 \x01(\v2\x19.stoker.journal.v1.UpdateH\x00R\x06update\x12*\n" +
 	"\x03end\x18\a \x01(\v2\x16.stoker.journal.v1.EndH\x00R\x03end\x123\n" +

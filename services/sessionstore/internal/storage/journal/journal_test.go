@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -250,6 +251,11 @@ func TestOutage(t *testing.T) {
 			before := r.look(old, made, ended)
 			r.drained()
 			after := r.look(old, made, ended)
+			if fault == storagetest.Loses {
+				// What was applied at once, unknown to the caller, has its first cursor.
+				strip(before)
+				strip(after)
+			}
 			for id, b := range before {
 				if a := after[id]; !proto.Equal(a.session, b.session) {
 					t.Errorf("replayed it is\n%v, want\n%v", a.session, b.session)
@@ -263,6 +269,15 @@ func TestOutage(t *testing.T) {
 				t.Errorf("stats: %+v", st)
 			}
 		})
+	}
+}
+
+// strip leaves the ids of events alone.
+func strip(all map[string]looks) {
+	for _, l := range all {
+		for i, e := range l.events {
+			_, l.events[i], _ = strings.Cut(e, " ")
+		}
 	}
 }
 

@@ -74,9 +74,9 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 	return out, nil
 }
 
-// ListEvents pages through a session's log. Of one that has writes waiting only
-// what was accepted here can be shown, so events from before are said to be
-// missing.
+// ListEvents pages through a session's log. Of one that has writes waiting, what
+// was appended before is asked of the store underneath; where that cannot
+// answer, the page says that events may be missing.
 func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.EventPage, error) {
 	until := s.opts.Clock().Add(q.Wait)
 	for s.holds(q.SessionID) {
@@ -84,15 +84,12 @@ func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.E
 		if queue == nil {
 			break
 		}
-		page, err := s.shadow.ListEvents(ctx, q)
+		page, err := s.pending(ctx, q, queue)
 		if s.waiting.of(q.SessionID) != queue {
 			// What woke the wait may be that the session left: the store underneath
 			// has the same events.
 			q.Wait = max(0, until.Sub(s.opts.Clock()))
 			continue
-		}
-		if first := s.waiting.first(queue); err == nil && first.write.Create == nil {
-			page.Truncated = page.Truncated || misses(q, page, first.write.At)
 		}
 		s.opts.Stale(ctx, s.age(queue))
 		return page, err
@@ -100,14 +97,58 @@ func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.E
 	return s.Store.ListEvents(ctx, q)
 }
 
-// misses says whether a page may lack events from before the first that was
-// accepted here.
-func misses(q storage.EventQuery, page storage.EventPage, first time.Time) bool {
+// pending pages through the log of a session that has writes waiting.
+func (s *Store) pending(ctx context.Context, q storage.EventQuery, queue *queue) (storage.EventPage, error) {
+	first := s.waiting.first(queue)
+	start, err := storage.ParseCursor("start", first.start)
+	if err != nil || first.write.Create != nil {
+		return s.shadow.ListEvents(ctx, q)
+	}
 	if q.Tail > 0 {
-		return len(page.Events) < q.Tail
+		page, err := s.shadow.ListEvents(ctx, q)
+		if err != nil || len(page.Events) == q.Tail {
+			return page, err
+		}
+		rest, err := s.Store.ListEvents(ctx, q)
+		if err != nil {
+			page.Truncated = true
+			return page, nil //nolint:nilerr // the page says so
+		}
+		all := append(upTo(rest.Events, start), page.Events...)
+		page.Events = all[max(0, len(all)-q.Tail):]
+		return page, nil
 	}
 	after, err := storage.ParseCursor("after", q.After)
-	return err == nil && after.Millis < first.UnixMilli()
+	if err != nil {
+		return storage.EventPage{}, err
+	}
+	if after.Compare(start) >= 0 {
+		return s.shadow.ListEvents(ctx, q)
+	}
+	now := q
+	now.Wait = 0
+	page, err := s.Store.ListEvents(ctx, now)
+	if err == nil {
+		if page.Events = upTo(page.Events, start); len(page.Events) > 0 {
+			page.Next, page.More, page.Over = page.Events[len(page.Events)-1].GetCursor(), true, false
+			return page, nil
+		}
+		return s.shadow.ListEvents(ctx, q)
+	}
+	page, err = s.shadow.ListEvents(ctx, q)
+	page.Truncated = true
+	return page, err
+}
+
+// upTo returns those of a page's events that come before what was accepted
+// here.
+func upTo(events []*sessionv1.Event, start storage.Cursor) []*sessionv1.Event {
+	for i, e := range events {
+		if at, err := storage.ParseCursor("cursor", e.GetCursor()); err != nil || at.Compare(start) > 0 {
+			return events[:i:i]
+		}
+	}
+	return events[:len(events):len(events)]
 }
 
 // List pages through sessions. It cannot be answered while writes wait: what it

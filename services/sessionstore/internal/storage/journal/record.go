@@ -21,6 +21,9 @@ type accepted struct {
 	// base is what was known of the session before its first write that waits;
 	// nil where that created it, and with later ones.
 	base *sessionv1.Session
+	// start is the cursor that the events accepted of the session come after;
+	// with its first write only.
+	start string
 	// size is how many bytes it takes on disk.
 	size int64
 }
@@ -28,7 +31,7 @@ type accepted struct {
 // encode spells the record and takes its size.
 func (a *accepted) encode() ([]byte, error) {
 	w := a.write
-	out := &journalv1.Accepted{Seq: a.seq, SessionId: w.SessionID, At: w.At.UnixMilli(), Base: a.base}
+	out := &journalv1.Accepted{Seq: a.seq, SessionId: w.SessionID, At: w.At.UnixMilli(), Base: a.base, BaseCursor: a.start, Cursor: w.Cursor}
 	switch {
 	case w.Create != nil:
 		out.Write = &journalv1.Accepted_Create{Create: &journalv1.Create{Session: w.Create.Session, RequestKey: w.Create.RequestKey}}
@@ -56,7 +59,10 @@ func (a *accepted) encode() ([]byte, error) {
 }
 
 func decode(in *journalv1.Accepted) (*accepted, error) {
-	a := &accepted{seq: in.GetSeq(), base: in.GetBase(), write: storage.Write{SessionID: in.GetSessionId(), At: time.UnixMilli(in.GetAt())}}
+	a := &accepted{
+		seq: in.GetSeq(), base: in.GetBase(), start: in.GetBaseCursor(),
+		write: storage.Write{SessionID: in.GetSessionId(), At: time.UnixMilli(in.GetAt()), Cursor: in.GetCursor()},
+	}
 	switch w := in.GetWrite().(type) {
 	case *journalv1.Accepted_Create:
 		a.write.Create = &storage.CreateWrite{Session: w.Create.GetSession(), RequestKey: w.Create.GetRequestKey()}
@@ -167,17 +173,6 @@ func (c *contents) sorted() []*accepted {
 	out := make([]*accepted, 0, len(c.accepted))
 	for _, seq := range slices.Sorted(maps.Keys(c.accepted)) {
 		out = append(out, c.accepted[seq])
-	}
-	return out
-}
-
-// oldest returns the least time, not before least, that a write speaks of; zero
-// for none.
-func (c *contents) oldest(least time.Time) (out time.Time) {
-	for _, a := range c.accepted {
-		if at := speaksOf(a.write); !at.Before(least) && (out.IsZero() || at.Before(out)) {
-			out = at
-		}
 	}
 	return out
 }

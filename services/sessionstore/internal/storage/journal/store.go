@@ -109,7 +109,11 @@ type Store struct {
 
 	waiting waiting
 	letters letters
-	release release
+	// held: the store underneath has been told of a hold of this process.
+	held atomic.Bool
+	// high is the latest start of a session's events, so that the next one comes
+	// after whatever was accepted before it.
+	high atomic.Pointer[storage.Cursor]
 
 	depth  atomic.Int64
 	wake   chan struct{}
@@ -157,8 +161,7 @@ func (s *Store) recover() error {
 	if err := s.disk.open(c.add); err != nil {
 		return err
 	}
-	fresh := c.holder == ""
-	if s.holder = c.holder; fresh {
+	if s.holder = c.holder; s.holder == "" {
 		s.holder = rand.Text()[:12]
 		record, err := holderRecord(s.holder)
 		if err != nil {
@@ -173,7 +176,6 @@ func (s *Store) recover() error {
 		}
 	}
 	s.take(c)
-	s.release.init(fresh, s.now(), c.oldest(s.now().Add(-s.opts.SettleMax)))
 	if n := s.depth.Load(); n > 0 {
 		s.opts.Log.Info("writes of before wait in the journal", slog.Int64("writes", n))
 		s.poke()
@@ -203,10 +205,13 @@ func (s *Store) take(c *contents) {
 			continue
 		}
 		if a.base != nil {
-			s.shadow.Adopt(a.base, "")
+			s.shadow.Adopt(a.base, a.start)
 		}
 		if err := s.shadow.Replay(context.Background(), a.write); err != nil {
 			s.opts.Log.Debug("an accepted write is not shown", slog.Int64("write", seq), slog.Any("error", err))
+		}
+		if a.write.Create != nil {
+			s.shadow.Floor(a.write.SessionID, a.start)
 		}
 		s.push(a, c.done[seq] || dead)
 	}
@@ -263,7 +268,7 @@ func (s *Store) Close() error {
 		if s.depth.Load() > 0 {
 			s.round(ctx)
 		}
-		if s.depth.Load() == 0 && s.release.done() {
+		if s.depth.Load() == 0 {
 			if err := s.Store.Hold(ctx, s.holder, time.Time{}); err != nil {
 				s.opts.Log.Debug("the hold stays until it is too old", slog.Any("error", err))
 			}

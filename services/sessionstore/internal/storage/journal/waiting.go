@@ -3,6 +3,7 @@ package journal
 import (
 	"container/list"
 	"sync"
+	"time"
 )
 
 // queue are the writes of one session, the oldest first. Those before next are
@@ -30,6 +31,9 @@ type waiting struct {
 	bytes    int64 // what those in queues take
 	drained  int64
 	accepted int64
+	// from is the earliest time that a write which waits, or waited since the
+	// last time that none did, speaks of.
+	from time.Time
 }
 
 func (w *waiting) init() {
@@ -58,6 +62,14 @@ func (w *waiting) first(q *queue) *accepted {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return q.writes[0]
+}
+
+// earliest returns the earliest time that a write which waits speaks of, false
+// when none waits.
+func (w *waiting) earliest() (time.Time, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.from, w.kept > 0
 }
 
 // head returns the next write to be replayed of a queue, and whether it is the
@@ -120,6 +132,9 @@ func (s *Store) push(a *accepted, done bool) {
 	if w.count == 0 && !done {
 		w.drained = 0
 	}
+	if at := speaksOf(a.write); w.kept == 0 || at.Before(w.from) {
+		w.from = at
+	}
 	id := a.write.SessionID
 	q := w.queues[id]
 	if q == nil {
@@ -169,7 +184,6 @@ func (s *Store) leave(q *queue) bool {
 		w.bytes -= a.size
 	}
 	w.kept -= int64(len(q.writes))
-	s.release.replayed(s.now()) // before nothing is left
 	s.depth.Store(w.kept)
 	return true
 }

@@ -92,21 +92,22 @@ func (s *Store) accept(id string, o with, apply func(at time.Time) (*storage.Wri
 		return place{}, unwritable(err)
 	}
 	var base *sessionv1.Session
+	now, start := s.now(), ""
 	if !held {
+		start = s.start(now)
 		if base = o.base; base == nil {
 			base, _ = s.opts.Base(id)
 		}
 		if base != nil {
-			s.shadow.Adopt(base, "")
+			s.shadow.Adopt(base, start)
 		}
 	}
-	w, err := apply(s.now())
+	w, err := apply(now)
 	if err == nil && w != nil {
-		var at place
-		if at, err = s.enqueue(*w, base); err == nil {
-			return at, nil
+		if w.Create != nil {
+			s.shadow.Floor(id, start)
 		}
-		return place{}, err
+		return s.enqueue(&accepted{seq: s.waiting.number(), write: *w, base: base, start: start})
 	}
 	if !held {
 		s.shadow.Forget(id)
@@ -121,18 +122,32 @@ func (s *Store) accept(id string, o with, apply func(at time.Time) (*storage.Wri
 	return place{}, err
 }
 
+// start returns the cursor that the events of a session come after which are
+// accepted from now on: the store underneath must be able to give them the same
+// cursors later, so it is after those that it may have given until now, by its
+// own clock, and after those that were given here.
+func (s *Store) start(now time.Time) string {
+	for {
+		old, at := s.high.Load(), storage.Cursor{Millis: now.Add(clockMargin).UnixMilli()}
+		if old != nil && at.Compare(*old) <= 0 {
+			at.Millis = old.Millis + 1
+		}
+		if s.high.CompareAndSwap(old, &at) {
+			return at.String()
+		}
+	}
+}
+
 // enqueue puts a write that the shadow has taken among those that wait. One
 // that cannot be put into the log waits too, since the shadow shows it; it was
 // not acknowledged.
-func (s *Store) enqueue(w storage.Write, base *sessionv1.Session) (place, error) {
-	a := &accepted{seq: s.waiting.number(), write: w, base: base}
+func (s *Store) enqueue(a *accepted) (place, error) {
 	record, err := a.encode()
 	var at place
 	if err == nil {
 		at, err = s.disk.append(record)
 	}
 	s.push(a, false)
-	s.release.accepted(speaksOf(w))
 	s.poke()
 	return at, err
 }
@@ -181,9 +196,9 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, key string) (
 		if err != nil || sess.GetId() != in.GetId() || s.waiting.has(in.GetId()) {
 			return created{sess, existed}, nil, err
 		}
-		return created{sess, false}, &storage.Write{
-			SessionID: in.GetId(), At: s.lastTime(in.GetId(), at), Create: &storage.CreateWrite{Session: in, RequestKey: key},
-		}, nil
+		return created{sess, false}, s.told(&storage.Write{
+			SessionID: in.GetId(), At: at, Create: &storage.CreateWrite{Session: in, RequestKey: key},
+		}), nil
 	})
 	return out.session, out.existed, err
 }
@@ -247,7 +262,7 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 			case out.GetPhase() != sessionv1.Session_ENDED:
 				return nil, nil, s.unsure(id, storage.ErrEnded)
 			}
-			return out, &storage.Write{SessionID: id, At: out.GetEndTime().AsTime(), End: &storage.EndWrite{Reason: reason}}, nil
+			return out, s.told(&storage.Write{SessionID: id, At: out.GetEndTime().AsTime(), End: &storage.EndWrite{Reason: reason}}), nil
 		})
 }
 
@@ -391,7 +406,7 @@ func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.Ext
 			}
 			return nil, nil //nolint:nilnil // nothing to be replayed
 		case sessionv1.ExtendTTLResponse_EXTENDED:
-			at = s.lastTime(a.SessionID, at)
+			return s.told(&storage.Write{SessionID: a.SessionID, At: at, Extend: &a}), nil
 		default:
 			after, err := s.shadow.Get(ctx, a.SessionID)
 			if err != nil || !after.GetLastActivityTime().AsTime().After(before.GetLastActivityTime().AsTime()) {
@@ -402,12 +417,12 @@ func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.Ext
 	})
 }
 
-// lastTime is the time of the shadow's latest event of a session: what it
-// appended by itself has to get the same cursor when it is replayed.
-func (s *Store) lastTime(id string, otherwise time.Time) time.Time {
-	page, err := s.shadow.ListEvents(context.Background(), storage.EventQuery{SessionID: id, Tail: 1})
-	if err != nil || len(page.Events) == 0 {
-		return otherwise
+// told gives a write the time and the cursor of the lifecycle event that the
+// shadow has appended for it: it is to get the same ones when it is replayed.
+func (s *Store) told(w *storage.Write) *storage.Write {
+	page, err := s.shadow.ListEvents(context.Background(), storage.EventQuery{SessionID: w.SessionID, Tail: 1})
+	if err == nil && len(page.Events) > 0 {
+		w.At, w.Cursor = page.Events[0].GetTime().AsTime(), page.Events[0].GetCursor()
 	}
-	return page.Events[0].GetTime().AsTime()
+	return w
 }

@@ -36,12 +36,8 @@ func next(last storage.Cursor, now int64) storage.Cursor {
 	return storage.Cursor{Millis: last.Millis, Seq: last.Seq + 1}
 }
 
-// append stores an event at the end.
-func (l *eventLog) append(e *sessionv1.Event, now int64, most int) *sessionv1.Event {
-	return l.appendAt(e, next(l.last, now), most)
-}
-
-func (l *eventLog) appendAt(e *sessionv1.Event, at storage.Cursor, most int) *sessionv1.Event {
+// append stores an event at the end, under a cursor after the last.
+func (l *eventLog) append(e *sessionv1.Event, at storage.Cursor, most int) *sessionv1.Event {
 	e = storage.WithCursor(e, at.String())
 	l.put(at, e, most)
 	return e
@@ -117,7 +113,7 @@ func (s *Store) append(ctx context.Context, id string, events []*sessionv1.Event
 			cursors[i] = at.String()
 			continue
 		}
-		stored := x.log.appendAt(e, m.cursor(x.log.last, e), s.opts.MaxEvents)
+		stored := x.log.append(e, m.cursor(x.log.last, e), s.opts.MaxEvents)
 		cursors[i] = stored.GetCursor()
 		tx.event(x, stored)
 		s.publish(tx, id, storage.FeedEvent(e, false), m.now)

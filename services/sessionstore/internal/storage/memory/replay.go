@@ -17,6 +17,8 @@ import (
 type moment struct {
 	now, at  int64
 	replayed bool
+	// told is the cursor that a lifecycle event should get; empty for that of at.
+	told string
 }
 
 func (s *Store) moment() moment {
@@ -27,18 +29,27 @@ func (s *Store) moment() moment {
 // cursor is the one that an event gets in a log that ends with last: of a
 // replayed one that which the caller was told, where there is still room for it.
 func (m moment) cursor(last storage.Cursor, e *sessionv1.Event) storage.Cursor {
-	if !m.replayed || e.GetCursor() == "" {
+	if !m.replayed {
 		return next(last, m.at)
 	}
-	if told, err := storage.ParseCursor("cursor", e.GetCursor()); err == nil && told.Compare(last) > 0 {
-		return told
+	return follow(last, e.GetCursor(), m.at)
+}
+
+// follow is the cursor told, that of at where there is none, or else the one
+// after last.
+func follow(last storage.Cursor, told string, at int64) storage.Cursor {
+	if told == "" {
+		return next(last, at)
+	}
+	if c, err := storage.ParseCursor("cursor", told); err == nil && c.Compare(last) > 0 {
+		return c
 	}
 	return storage.Cursor{Millis: last.Millis, Seq: last.Seq + 1}
 }
 
 // Replay applies a write as of the time when it was accepted.
 func (s *Store) Replay(ctx context.Context, w storage.Write) error {
-	m := moment{now: s.now(), at: w.At.UnixMilli(), replayed: true}
+	m := moment{now: s.now(), at: w.At.UnixMilli(), replayed: true, told: w.Cursor}
 	var err error
 	switch {
 	case w.Create != nil:
@@ -190,6 +201,20 @@ func (s *Store) Adopt(in *sessionv1.Session, last string) {
 	}
 	// Nothing was promised to anybody: it need not be durable yet.
 	_, _ = s.write(tx)
+}
+
+// Floor lets the next event of a session's log come after a cursor.
+func (s *Store) Floor(id, last string) {
+	sh := s.shardOf(id)
+	at, err := storage.ParseCursor("last", last)
+	if sh == nil || err != nil {
+		return
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if x := sh.sessions[id]; x != nil && at.Compare(x.log.last) > 0 {
+		x.log.last = at
+	}
 }
 
 // Forget drops a session and its log, with no event, and wakes who waits for

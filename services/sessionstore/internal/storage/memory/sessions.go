@@ -54,7 +54,7 @@ func (s *Store) create(ctx context.Context, in *sessionv1.Session, requestKey st
 	sh.enlist(x)
 	tx := s.begin(sh)
 	tx.put(x)
-	s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeCreated, At: m.at, Expire: x.state.Expire}, m.now)
+	s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeCreated, At: m.at, Cursor: m.told, Expire: x.state.Expire}, m.now)
 	view := x.view
 	return view, false, s.commit(ctx, tx)
 }
@@ -208,7 +208,7 @@ func (s *Store) retire(tx *txn, x *session, phase sessionv1.Session_Phase, reaso
 	tx.shard.delist(x)
 	x.over, x.state.Over = phase, true
 	x.purgeAt = m.now + s.opts.Retention.Milliseconds()
-	l := storage.Lifecycle{Type: storage.TypeEnded, At: m.at, Expire: x.state.Expire, Reason: reason}
+	l := storage.Lifecycle{Type: storage.TypeEnded, At: m.at, Cursor: m.told, Expire: x.state.Expire, Reason: reason}
 	if phase == sessionv1.Session_EXPIRED {
 		l.Type, l.Count = storage.TypeExpired, x.state.Count
 	}
@@ -258,7 +258,7 @@ func (s *Store) delete(ctx context.Context, id string, m moment) error {
 // time, and to the feed, as of now.
 func (s *Store) lifecycle(tx *txn, x *session, l storage.Lifecycle, now int64) {
 	e := l.Event()
-	tx.event(x, x.log.append(e, l.At, s.opts.MaxEvents))
+	tx.event(x, x.log.append(e, follow(x.log.last, l.Cursor, l.At), s.opts.MaxEvents))
 	s.publish(tx, x.view.GetId(), storage.FeedEvent(e, true), now)
 	x.log.wakeAll()
 }

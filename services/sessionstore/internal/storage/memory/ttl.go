@@ -63,7 +63,7 @@ func (s *Store) extend(a storage.Activity, m moment) (*sessionv1.ExtendTTLRespon
 		sh.schedule(x)
 		x.refresh(m.now, func(v *sessionv1.Session) { v.Revision++ })
 		s.lifecycle(tx, x, storage.Lifecycle{
-			Type: storage.TypeExtended, At: now, Before: before.Expire, Expire: after.Expire, Count: after.Count, Max: x.terms.Max,
+			Type: storage.TypeExtended, At: now, Cursor: m.told, Before: before.Expire, Expire: after.Expire, Count: after.Count, Max: x.terms.Max,
 			ActivityTime: min(at, now), ActivityKind: a.Kind, CauseEventID: a.EventID, Traceparent: a.Traceparent,
 		}, m.now)
 	} else {

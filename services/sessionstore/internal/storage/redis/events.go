@@ -38,7 +38,7 @@ func (s *Store) append(ctx context.Context, sh *shard, id string, events []*sess
 		}
 		args = append(args, e.GetId(), log, feed)
 		if at != present {
-			args = append(args, told(e))
+			args = append(args, told(e.GetCursor()))
 		}
 	}
 	r, err := s.run(ctx, s.scripts.append, sh, args...)

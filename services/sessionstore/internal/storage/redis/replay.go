@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -10,23 +11,32 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
-// asOf is the time as of when a script makes a change, in Unix milliseconds.
-type asOf int64
+// asOf is the time as of when a script makes a change, in Unix milliseconds, and
+// the cursor that the caller was told for the lifecycle event of it; empty for
+// none.
+type asOf struct {
+	ms   int64
+	told string
+}
 
 // present is the time of Redis.
-const present asOf = 0
+var present asOf
 
 // arg spells it for a script.
 func (a asOf) arg() any {
-	if a == present {
+	switch {
+	case a.ms == 0:
 		return ""
+	case a.told == "":
+		return a.ms
+	default:
+		return strconv.FormatInt(a.ms, 10) + " " + a.told
 	}
-	return int64(a)
 }
 
-// told is the cursor that the caller was told for an event, empty for none.
-func told(e *sessionv1.Event) string {
-	c, err := storage.ParseCursor("cursor", e.GetCursor())
+// told is a cursor that the caller was told, empty for none.
+func told(cursor string) string {
+	c, err := storage.ParseCursor("cursor", cursor)
 	if err != nil || c == (storage.Cursor{}) {
 		return ""
 	}
@@ -42,7 +52,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 	if err := s.usable(ctx); err != nil {
 		return err
 	}
-	at := asOf(w.At.UnixMilli())
+	at := asOf{w.At.UnixMilli(), told(w.Cursor)}
 	sh := s.shardOf(w.SessionID)
 	switch {
 	case sh == nil && w.Delete:
@@ -110,7 +120,7 @@ func (s *Store) Hold(ctx context.Context, holder string, from time.Time) error {
 		return nil
 	}
 	delete(s.holds.written, holder) // what fails may be there on some shards
-	arg := asOf(ms).arg()
+	var arg any = ms
 	if from.IsZero() {
 		arg = ""
 	}

@@ -202,7 +202,7 @@ func (s *Store) before(ctx context.Context, id string, at asOf) (*sessionv1.Sess
 	if len(vals) != len(sessionFields)+1 {
 		return nil, nil, storage.ErrNotFound
 	}
-	when := int64(at)
+	when := at.ms
 	if at == present {
 		when = s.now()
 	}

@@ -11,9 +11,14 @@ end
 -- Numbers are doubles; this never spells one in scientific notation.
 local function int(n) return string.format('%.0f', n) end
 
--- A script that replays a write gets the time when it was accepted; '' is now.
+-- A script that replays a write gets the time when it was accepted, and the
+-- cursor that the caller was told for its lifecycle event; '' is now.
+local told = ''
 local function as_of(arg)
-  if arg ~= '' then return tonumber(arg) end
+  if arg == '' then return end
+  local ms, cursor = string.match(arg, '^(%d+) ?(.*)$')
+  told = cursor
+  return tonumber(ms)
 end
 
 -- The order of stream ids.
@@ -61,7 +66,7 @@ end
 -- its place in the log as of then; in the feed it comes last, as they all do.
 local function lifecycle(id, kind, at, most, fields, replayed)
   local log, place = key('events', id), '*'
-  if replayed then place = follow(last_of(log), int(at) .. '-0') end
+  if replayed then place = follow(last_of(log), told ~= '' and told or int(at) .. '-0') end
   redis.call('XADD', log, place, 'L', kind, 'n', int(at), unpack(fields))
   redis.call('XADD', P .. 'feed', '*', 's', id, 'L', kind, 'n', int(at), unpack(fields))
   trim(id, most)
