@@ -82,22 +82,22 @@ func (s *Store) round(ctx context.Context) (moved bool) {
 // drainSession replays a session's writes in order; false when some are left.
 func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int64) bool {
 	for {
-		a, last := s.waiting.head(q)
+		a, then := s.waiting.head(q)
 		if a != nil {
 			err := s.Store.Replay(ctx, a.write)
 			if err != nil && !final(err) {
 				return false
 			}
-			if last && err == nil {
+			if then == nil && err == nil {
 				// The near-cache forgot the session; the next outage may come at once.
 				_, _ = s.Store.Get(ctx, q.id)
 			}
-			if !s.settled(ctx, q, a, err) {
+			if !s.settled(ctx, q, a, then, err) {
 				return false
 			}
 			replayed.Add(1)
 		}
-		if !last {
+		if then != nil {
 			continue
 		}
 		lock := s.stripe(&s.sessions, q.id)
@@ -124,10 +124,11 @@ func final(err error) bool {
 	return true
 }
 
-// settled writes down that a write was replayed, or that it is a dead letter. A
-// session remembers only its latest updates as applied, so the log must know of
-// one before the next is replayed.
-func (s *Store) settled(ctx context.Context, q *queue, a *accepted, err error) bool {
+// settled writes down that a write was replayed, or that it is a dead letter. The
+// log must know before the next one is replayed, and before the session is
+// changed without us: after a crash the write comes again, and would then be a
+// stale one. Only events and reports do not mind that more of them came after.
+func (s *Store) settled(ctx context.Context, q *queue, a, then *accepted, err error) bool {
 	record, eerr := doneRecord(a.seq)
 	if err != nil && !moot(a.write, err) {
 		record, eerr = deadRecord(a.seq, err.Error())
@@ -138,7 +139,7 @@ func (s *Store) settled(ctx context.Context, q *queue, a *accepted, err error) b
 	}
 	if eerr == nil {
 		// With the log broken, memory alone knows; it is written anew by mend.
-		if at, err := s.disk.append(record); err == nil && a.write.Append == nil && a.write.Extend == nil {
+		if at, err := s.disk.append(record); err == nil && (then == nil || !adds(a) || !adds(then)) {
 			if at.wait(ctx) != nil && ctx.Err() != nil {
 				return false
 			}
@@ -147,6 +148,9 @@ func (s *Store) settled(ctx context.Context, q *queue, a *accepted, err error) b
 	s.replayed(q)
 	return true
 }
+
+// adds says whether a write only adds to what is there.
+func adds(a *accepted) bool { return a.write.Append != nil || a.write.Extend != nil }
 
 // moot says whether nothing is lost by a write that cannot be replayed: nobody
 // misses the activity in a session that is over, nor the end of one that is

@@ -72,15 +72,18 @@ func (w *waiting) earliest() (time.Time, bool) {
 	return w.from, w.kept > 0
 }
 
-// head returns the next write to be replayed of a queue, and whether it is the
-// last one of it.
-func (w *waiting) head(q *queue) (a *accepted, last bool) {
+// head returns the next write of a queue to be replayed, and the one after it;
+// nil for none.
+func (w *waiting) head(q *queue) (a, then *accepted) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if q.next == len(q.writes) {
-		return nil, true
+	if q.next < len(q.writes) {
+		a = q.writes[q.next]
 	}
-	return q.writes[q.next], q.next == len(q.writes)-1
+	if q.next+1 < len(q.writes) {
+		then = q.writes[q.next+1]
+	}
+	return a, then
 }
 
 // pull takes the queue that is to be drained next, nil for none.
