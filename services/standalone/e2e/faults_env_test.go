@@ -98,7 +98,7 @@ func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper})
+	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, BeforeAnswer: svc.BeforeAnswer})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -249,4 +249,3 @@ func BenchmarkGetSession(b *testing.B) {
 		}
 	}
 }
-

@@ -68,7 +68,7 @@ func newEnvOver(t testing.TB, over func(*env, storage.Store) storage.Store) *env
 		t.Fatal(err)
 	}
 	tel := telemetry.Nop()
-	metrics, err := server.NewMetrics(tel.Meter, e.store)
+	metrics, err := server.NewMetrics(tel.Meter, e.store, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -153,7 +153,11 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	for n := range opts.Shards {
 		s.shards = append(s.shards, &shard{n: n, p: prefix(n)})
 	}
-	if err := s.check(ctx); err != nil && !(opts.MayBeAway && errors.Is(err, storage.ErrUnavailable)) {
+	err = s.check(ctx)
+	if opts.MayBeAway && errors.Is(err, storage.ErrUnavailable) {
+		err = nil // it is made later
+	}
+	if err != nil {
 		return nil, errors.Join(err, c.close())
 	}
 	s.tail = newTail(s)
