@@ -215,6 +215,7 @@ func TestMarkingCostsNothingUnlessUsed(t *testing.T) {
 	s := &stream{}
 	ctx = grpc.NewContextWithServerTransportStream(t.Context(), s)
 	marks.Stale(ctx, time.Second)
+	marks.Stale(grpc.NewContextWithServerTransportStream(t.Context(), &stream{}), time.Minute) // another call
 	marks.BeforeAnswer(ctx, nil)
 	marks.BeforeAnswer(ctx, nil)
 	if marked(s.header) != "[fallback] [1s] []" {

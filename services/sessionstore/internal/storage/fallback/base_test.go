@@ -1,8 +1,10 @@
 package fallback_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +48,30 @@ func TestSilentRemembersAndAnswersNothing(t *testing.T) {
 	for op, n := range w.Stats().Reads {
 		if n != (fallback.Count{}) {
 			t.Errorf("%s: counted %+v", op, n)
+		}
+	}
+}
+
+// nodeless is a store of which no node answers a read of many.
+type nodeless struct{ storage.Store }
+
+func (n *nodeless) GetMany(_ context.Context, ids []string) ([]storage.SessionResult, error) {
+	return slices.Repeat([]storage.SessionResult{{Err: errDown}}, len(ids)), nil
+}
+
+// TestSilentAboutEach session whose node does not answer.
+func TestSilentAboutEach(t *testing.T) {
+	for _, silent := range []bool{false, true} {
+		inner, c := inMemory(t)
+		s, err := fallback.New(&nodeless{inner}, fallback.Options{Clock: c.Now, Silent: silent})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &world{Store: s, clock: c}
+		id := w.create(t, "ann", time.Hour)
+		res, err := s.GetMany(t.Context(), []string{id})
+		if err != nil || (res[0].Err == nil) == silent || (res[0].Session == nil) != silent {
+			t.Errorf("silent %v: %v %v", silent, res, err)
 		}
 	}
 }
