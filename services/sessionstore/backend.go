@@ -10,6 +10,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/server"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/fallback"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/journal"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/resilient"
@@ -24,6 +25,8 @@ type backend struct {
 	limits server.Limiter
 	// near remembers sessions; nil where nothing does.
 	near *fallback.Store
+	// journal takes writes that Redis does not; nil where nothing does.
+	journal *journal.Store
 	// standsIn says whether a layer takes writes now while Redis does not
 	// answer: the service can do its work then. Nil where none ever does.
 	standsIn func() bool
@@ -70,7 +73,7 @@ func (b *backend) fallbacks(cfg Config, tel *telemetry.Telemetry, marks *server.
 	}
 	b.Store, b.near = near, near
 	if cfg.Journals() {
-		return b.journal(cfg, tel, marks)
+		return b.openJournal(cfg, tel, marks)
 	}
 	return nil
 }

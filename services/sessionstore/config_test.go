@@ -43,8 +43,6 @@ func TestOutageFlags(t *testing.T) {
 		"redis, both fail":          {[]string{redisURL, "--read-fallback=fail_fast", "--write-fallback=fail_fast"}, nil},
 		"redis, fail with data-dir": {[]string{redisURL, "--write-fallback=fail_fast", "--data-dir=d"}, nil},
 		"journal without data-dir":  {[]string{redisURL, "--write-fallback=journal"}, []string{"--data-dir: got \"\", want a directory"}},
-		"journal":                   {[]string{redisURL, "--write-fallback=journal", "--data-dir=d"}, []string{"not in this version"}},
-		"journal by default":        {[]string{redisURL, "--data-dir=d"}, []string{"not in this version"}},
 		"unknown": {
 			[]string{redisURL, "--read-fallback=journal", "--write-fallback=stale"},
 			[]string{"--read-fallback: got journal, want stale or fail_fast", "--write-fallback: got stale, want fail_fast or journal"},

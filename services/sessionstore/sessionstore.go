@@ -52,6 +52,9 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 	if store.near != nil {
 		err = errors.Join(err, observeNearCache(tel.Meter, store.near))
 	}
+	if store.journal != nil {
+		err = errors.Join(err, observeJournal(tel.Meter, store.journal))
+	}
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
@@ -63,6 +66,9 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 		PollInterval: cfg.PollInterval, Heartbeat: cfg.Heartbeat,
 	})
 	s.admin = server.NewAdmin(store.Store, breakers, time.Now())
+	if store.journal != nil {
+		s.admin.Journal = store.journal
+	}
 	return s, nil
 }
 

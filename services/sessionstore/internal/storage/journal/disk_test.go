@@ -53,7 +53,7 @@ func TestTornAnywhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		opts := r.opts
-		opts.Dir, opts.Base = dir, func(string) (*sessionv1.Session, bool) { return nil, false }
+		opts.Dir, opts.Base = dir, nothingKnown
 		down := &storagetest.Faulty{Store: stay{r.inner}}
 		down.Set(storagetest.Refuses)
 		s, err := New(down, opts)
@@ -161,7 +161,7 @@ func TestReadOnly(t *testing.T) {
 	r := newRig(t, t.TempDir())
 	defer r.close()
 	opts := r.opts
-	opts.Dir, opts.Base = t.TempDir(), func(string) (*sessionv1.Session, bool) { return nil, false }
+	opts.Dir, opts.Base = t.TempDir(), nothingKnown
 	opts.create = (&flakyDisk{full: func() bool { return true }}).create
 	if _, err := New(r.inner, opts); !errors.Is(err, errDisk) || !strings.Contains(err.Error(), opts.Dir) {
 		t.Fatalf("got %v", err)

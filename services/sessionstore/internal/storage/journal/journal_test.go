@@ -99,6 +99,10 @@ func (r *rig) crash(dir string, fault storagetest.Fault) {
 	r.below.Set(fault)
 }
 
+func nothingKnown(string) (*sessionv1.Session, time.Duration, error) {
+	return nil, 0, storage.ErrUnavailable
+}
+
 func (r *rig) close() {
 	if err := errors.Join(r.Store.Close(), r.inner.Close()); err != nil {
 		r.t.Errorf("close: %v", err)
@@ -179,7 +183,7 @@ func TestConformance(t *testing.T) {
 		}
 		s, err := New(inner, Options{
 			Dir: t.TempDir(), Clock: clock.Now, Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents, SettleMax: o.SettleMax, Retention: o.Retention,
-			Base: func(string) (*sessionv1.Session, bool) { return nil, false },
+			Base: nothingKnown,
 		})
 		if err != nil {
 			t.Fatal(err)

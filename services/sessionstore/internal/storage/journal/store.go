@@ -34,9 +34,10 @@ type Options struct {
 	Dir string
 	// Clock tells the time; required.
 	Clock func() time.Time
-	// Base returns the last known state of a session, false where it is not known
-	// or in doubt; required.
-	Base func(id string) (*sessionv1.Session, bool)
+	// Base returns the last known state of a session and how old that is,
+	// storage.ErrNotFound where it is known not to be there any more, and
+	// storage.ErrUnavailable where nothing is known; required.
+	Base func(id string) (*sessionv1.Session, time.Duration, error)
 	// Shards, MaxEvents, SettleMax and Retention are those of the store
 	// underneath; Shards is required.
 	Shards    int

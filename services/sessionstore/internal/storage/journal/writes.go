@@ -96,7 +96,10 @@ func (s *Store) accept(id string, o with, apply func(at time.Time) (*storage.Wri
 	if !held {
 		start = s.start(now)
 		if base = o.base; base == nil {
-			base, _ = s.opts.Base(id)
+			var err error
+			if base, _, err = s.opts.Base(id); errors.Is(err, storage.ErrNotFound) {
+				return place{}, err
+			}
 		}
 		if base != nil {
 			s.shadow.Adopt(base, start)
@@ -246,7 +249,7 @@ func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessi
 
 // End ends a session.
 func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
-	base, _ := s.opts.Base(id)
+	base, _, _ := s.opts.Base(id)
 	return writeWith(ctx, s, id, with{base: base}, func() (*sessionv1.Session, error) { return s.Store.End(ctx, id, reason) },
 		func(time.Time) (*sessionv1.Session, *storage.Write, error) {
 			before, err := s.shadow.Get(ctx, id)
@@ -268,7 +271,7 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 
 // Delete removes a session.
 func (s *Store) Delete(ctx context.Context, id string) error {
-	base, _ := s.opts.Base(id)
+	base, _, _ := s.opts.Base(id)
 	_, err := writeWith(ctx, s, id, with{base: base}, func() (struct{}, error) { return struct{}{}, s.Store.Delete(ctx, id) },
 		func(at time.Time) (struct{}, *storage.Write, error) {
 			if err := s.shadow.Delete(ctx, id); err != nil {
