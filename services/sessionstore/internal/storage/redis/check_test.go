@@ -72,6 +72,20 @@ func TestStartsBeforeRedis(t *testing.T) {
 	}
 }
 
+// TestStartsBeforeAnyKindOfDeployment.
+func TestStartsBeforeAnyKindOfDeployment(t *testing.T) {
+	for name, url := range map[string]string{
+		"one server": "redis://127.0.0.1:1/0", "cluster": "redis://127.0.0.1:1,127.0.0.1:2", "sentinel": "redis+sentinel://127.0.0.1:1,127.0.0.1:2/m/0",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, url, mayBeAway)
+			if _, err := s.Get(t.Context(), sessionid.New(1)); !errors.Is(err, storage.ErrUnavailable) {
+				t.Errorf("read: %v, want unavailable", err)
+			}
+		})
+	}
+}
+
 // TestOtherDataIsRefusedForGood: what turns out to be another deployment's
 // Redis is never written to, whoever asks and how many at once.
 func TestOtherDataIsRefusedForGood(t *testing.T) {
