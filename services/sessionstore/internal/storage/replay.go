@@ -79,22 +79,25 @@ type Replay interface {
 	// session is live is judged by its deadline and w.At, not by the clock, as
 	// long as it was not swept. The same write again, or one that was applied
 	// before by the method it stands for, must change nothing and return nil.
-	// Nothing may be revived that has ended or was deleted. It must return
-	// ErrUnavailable when it cannot tell whether the write was applied; any
-	// other error says that it was not, and never will be as it is:
+	// Nothing may be revived that has ended or was deleted, for as long as
+	// retention after that. It must return ErrUnavailable when it cannot tell
+	// whether the write was applied, or did not get to it (then with ErrClosed or
+	// the context's error as well); any other error says that it was not, and
+	// never will be as it is:
 	//
 	//   - Create must store the session with the times that it carries, even when
 	//     its deadline has passed. A request key that stands for another session
 	//     by now stays with that one.
 	//   - Update must return ErrNotFound, ErrEnded and ErrConflict as Update does,
-	//     and set update_time to w.At.
+	//     and set update_time to w.At. Its WriteID is what makes it the same again.
 	//   - End must set end_time to w.At, and change nothing where the session is
 	//     over or w.At is not before its deadline. It must return ErrNotFound.
 	//   - Delete must not mind that the session is not there.
 	//   - Append must give an event the cursor it carries where that is after the
 	//     last one of the log, and else the next. It must return ErrNotFound and
 	//     ErrEnded. Its entries in the feed are new ones, behind those that are
-	//     there.
+	//     there; Sweep must wait for ActivityGroup as if they had been appended at
+	//     w.At, unless that is further back than settle_max.
 	//   - Extend must do what TTL.Extend does, and return ErrNotFound and ErrEnded
 	//     for these outcomes.
 	//
@@ -110,7 +113,8 @@ type Replay interface {
 	// not given; but nothing for longer than settle_max after it was due. By it a
 	// holder says that it has nothing from before that time which is still to be
 	// replayed. The earliest hold counts. A later call of the same holder takes
-	// the place of the one before; the zero time gives the hold up. A hold whose
+	// the place of the one before, where it moves forward within a second, which
+	// only holds longer meanwhile; the zero time gives the hold up. A hold whose
 	// time is further back than settle_max counts for nothing, and may be
 	// forgotten. Holds must be remembered across restarts where the data is.
 	Hold(ctx context.Context, holder string, from time.Time) error
