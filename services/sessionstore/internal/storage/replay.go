@@ -113,9 +113,9 @@ type Replay interface {
 	// not given; but nothing for longer than settle_max after it was due. By it a
 	// holder says that it has nothing from before that time which is still to be
 	// replayed. The earliest hold counts. A later call of the same holder takes
-	// the place of the one before, where it moves forward within a second, which
-	// only holds longer meanwhile; the zero time gives the hold up. A hold whose
-	// time is further back than settle_max counts for nothing, and may be
-	// forgotten. Holds must be remembered across restarts where the data is.
+	// the place of the one before, but a step forward of less than a second may
+	// be left to a later call; the zero time gives the hold up. A hold whose time
+	// is further back than settle_max counts for nothing, and may be forgotten.
+	// Holds must be remembered across restarts where the data is.
 	Hold(ctx context.Context, holder string, from time.Time) error
 }

@@ -2,9 +2,14 @@ package redis
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	goredis "github.com/redis/go-redis/v9"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -35,7 +40,19 @@ func told(e *sessionv1.Event) string {
 
 // Replay applies a write as of the time when it was accepted.
 func (s *Store) Replay(ctx context.Context, w storage.Write) error {
-	return storage.Undecided(s.replay(ctx, w))
+	err := s.replay(ctx, w)
+	var server goredis.Error
+	if errors.As(err, &server) && deniedCode(server.Error()) {
+		// It is the deployment that is wrong, not the write.
+		return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
+	}
+	return storage.Undecided(err)
+}
+
+// deniedCode says whether a server refused us, whatever we asked for.
+func deniedCode(reply string) bool {
+	code, _, _ := strings.Cut(reply, " ")
+	return code == "NOAUTH" || code == "WRONGPASS" || code == "NOPERM"
 }
 
 func (s *Store) replay(ctx context.Context, w storage.Write) error {

@@ -1,6 +1,7 @@
 package redis_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -199,6 +200,39 @@ func TestReplayedKeysStay(t *testing.T) {
 				t.Errorf("after write %d %s goes in %v", i, key, left)
 			}
 		}
+	}
+}
+
+// TestReplayTellsRefusalsFromFaults: what a server that is away, shut or wrongly
+// set up says of a write is no verdict on it.
+func TestReplayTellsRefusalsFromFaults(t *testing.T) {
+	server := redistest.Start(t)
+	s, client := open(t, server.URL()), raw(t, server)
+	id, _ := create(t, s, newSession(2, "ann", time.Hour), "")
+	w := storage.Write{SessionID: id, At: time.Now(), End: &storage.EndWrite{}}
+	user := []any{"acl", "setuser", "default", "-evalsha", "-eval"}
+	if err := client.Do(t.Context(), user...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Replay(t.Context(), w); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("not permitted: %v", err)
+	}
+	if err := client.Do(t.Context(), "acl", "setuser", "default", "+@all").Err(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Replay(ctx, w); !errors.Is(err, storage.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+	if err := s.Replay(t.Context(), w); err != nil {
+		t.Errorf("permitted: %v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Replay(t.Context(), w); !errors.Is(err, storage.ErrUnavailable) || !errors.Is(err, storage.ErrClosed) {
+		t.Errorf("closed: %v", err)
 	}
 }
 
