@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -46,9 +47,24 @@ const MaxWriteIDs = 8
 // NewWriteID returns a WriteID that no other update has.
 func NewWriteID() string { return rand.Text() }
 
-// Empty is the error for a write that has none of its fields set.
-func (w Write) Empty() error {
-	return &InvalidError{Field: "write", Value: Shorten(w.SessionID), Want: "one change of the session"}
+// Check returns an InvalidError for a write that says nothing, or more than one
+// thing, or not when.
+func (w Write) Check() error {
+	n := 0
+	for _, set := range []bool{w.Create != nil, w.Update != nil, w.End != nil, w.Delete, w.Append != nil, w.Extend != nil} {
+		if set {
+			n++
+		}
+	}
+	switch {
+	case n != 1:
+		return &InvalidError{Field: "write", Value: strconv.Itoa(n) + " changes", Want: "one change of a session"}
+	case w.At.UnixMilli() <= 0:
+		return &InvalidError{Field: "at", Value: w.At.String(), Want: "when the write was accepted"}
+	case w.Create != nil && w.Create.Session.GetId() != w.SessionID:
+		return &InvalidError{Field: "id", Value: Shorten(w.SessionID), Want: "the id of the session to create"}
+	}
+	return nil
 }
 
 // Outcome turns the outcome of a replayed activity into what Replay returns:

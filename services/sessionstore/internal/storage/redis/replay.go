@@ -59,6 +59,9 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 	if err := s.usable(ctx); err != nil {
 		return err
 	}
+	if err := w.Check(); err != nil {
+		return err
+	}
 	at := asOf(w.At.UnixMilli())
 	sh := s.shardOf(w.SessionID)
 	switch {
@@ -81,7 +84,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 	case w.Append != nil:
 		_, err := s.append(ctx, sh, w.SessionID, w.Append, at)
 		return err
-	case w.Extend != nil:
+	default:
 		a := *w.Extend
 		a.SessionID = w.SessionID
 		r, err := s.run(ctx, s.scripts.extend, sh, s.extendArgs(a, at)...)
@@ -92,8 +95,6 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 			return storage.ErrNotFound
 		}
 		return w.Outcome(sessionv1.ExtendTTLResponse_Outcome(r.num(exOutcome)))
-	default:
-		return w.Empty()
 	}
 }
 
