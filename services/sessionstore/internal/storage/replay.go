@@ -113,7 +113,7 @@ type Replay interface {
 	//     last one of the log, and else the next. It must return ErrNotFound and
 	//     ErrEnded. Its entries in the feed are new ones, behind those that are
 	//     there; Sweep must wait for ActivityGroup as if they had been appended at
-	//     w.At, unless that is further back than settle_max.
+	//     w.At.
 	//   - Extend must do what TTL.Extend does, and return ErrNotFound and ErrEnded
 	//     for these outcomes.
 	//

@@ -159,6 +159,9 @@ func replayOrder() []Case {
 			id = fx.create(t, "acme", "ann")
 			s = fx.get(t, id)
 			fx.pass(7)
+			// What is older than settle_max takes nothing from what is not.
+			old := fx.create(t, "acme", "ann", long)
+			fx.replay(t, appended(old, fx.since(s, -30), fx.told("1", "")))
 			fx.replay(t, appended(id, fx.since(s, 5), fx.told("1", "")))
 			equal(t, "expired at once", fx.sweep(t).Expired, 0)
 			fx.pass(20)
