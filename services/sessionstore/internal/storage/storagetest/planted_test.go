@@ -51,7 +51,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		"a replay is applied twice":                 {func(s storage.Store) storage.Store { return unnamedReplays{s} }, "replay/the same again changes nothing"},
 		"a replay applies what was applied":         {func(s storage.Store) storage.Store { return unnamedReplays{s} }, "replay/what was applied before is not applied again"},
 		"replayed events do not come into the feed": {func(s storage.Store) storage.Store { return endsReplays{s} }, "replay/the feed has it behind what is there"},
-		"an empty write is taken":                   {func(s storage.Store) storage.Store { return takesAll{s} }, "replay/an empty write is refused"},
+		"an empty write is taken":                   {func(s storage.Store) storage.Store { return takesAll{s} }, "replay/what is no write is refused"},
 		"names of updates are forgotten":            {func(s storage.Store) storage.Store { return unnamed{s} }, "update/the same write is the same update"},
 		"updates without a name are one":            {func(s storage.Store) storage.Store { return oneName{s} }, "update/updates without a name are different"},
 		"holds are ignored":                         {func(s storage.Store) storage.Store { return noHolds{s} }, "hold/what is due from then on is left alone"},
