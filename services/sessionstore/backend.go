@@ -54,7 +54,7 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 	}
 	guarded := resilient.New(store, resilient.Options{Clock: time.Now})
 	b := &backend{Store: guarded, limits: guarded}
-	if err := b.fallbacks(cfg, tel, marks); err != nil {
+	if err := b.fallbacks(cfg, tel, marks); err != nil { //nolint:contextcheck // recovery is not bounded by a caller
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil

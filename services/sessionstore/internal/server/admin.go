@@ -92,7 +92,7 @@ func (a *Admin) GetStoreStatus(ctx context.Context, _ *sessionv1.GetStoreStatusR
 	if a.Journal != nil {
 		j := a.Journal.Stats()
 		out.JournalDepth, out.JournalDrained, out.DeadLetters = j.Waiting, j.Drained, j.DeadLetters
-		out.Degraded = out.Degraded || j.Waiting > 0
+		out.Degraded = out.GetDegraded() || j.Waiting > 0
 	}
 	if !st.LastLoss.IsZero() {
 		out.DataLossTime = timestamppb.New(st.LastLoss)

@@ -95,6 +95,7 @@ func (r *rig) retry(ctx context.Context, call func() error) {
 
 // poll follows a log by its cursor until it has seen every event.
 func (r *rig) poll(ctx context.Context, t *testing.T, id string, events int) {
+	t.Helper()
 	seen, after := 0, "0"
 	for seen < events && ctx.Err() == nil {
 		page, err := r.ListEvents(ctx, storage.EventQuery{SessionID: id, After: after, Limit: 50, Wait: 100 * time.Millisecond})

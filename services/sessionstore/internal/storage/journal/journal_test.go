@@ -94,7 +94,7 @@ func (r *rig) crash(dir string, fault storagetest.Fault) {
 		r.t.Fatal(err)
 	}
 	r.below.Set(storagetest.Refuses)
-	_ = r.Store.Close() // it fails to drain, as it should
+	_ = r.Close() // it fails to drain, as it should
 	r.open(dir)
 	r.below.Set(fault)
 }
@@ -104,7 +104,7 @@ func nothingKnown(string) (*sessionv1.Session, time.Duration, error) {
 }
 
 func (r *rig) close() {
-	if err := errors.Join(r.Store.Close(), r.inner.Close()); err != nil {
+	if err := errors.Join(r.Close(), r.inner.Close()); err != nil {
 		r.t.Errorf("close: %v", err)
 	}
 }
@@ -173,6 +173,7 @@ func wantErr(t T, err error, want ...error) {
 
 func TestConformance(t *testing.T) {
 	storagetest.Run(t, func(t testing.TB) storagetest.Fixture {
+		t.Helper()
 		clock := storagetest.NewClock()
 		o := storagetest.OptionsFor(time.Second)
 		inner, err := memory.New(memory.Options{

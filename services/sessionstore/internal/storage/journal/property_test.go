@@ -35,12 +35,14 @@ type told struct {
 // is killed, everything that was acknowledged is there afterwards, in order, and
 // once.
 func TestNothingAcknowledgedIsLost(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		root, err := os.MkdirTemp("", "journal")
-		if err != nil {
+	runs := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		root := filepath.Join(t.TempDir(), fmt.Sprint(runs))
+		runs++
+		t := rt
+		if err := os.MkdirAll(root, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		defer os.RemoveAll(root)
 		r := newRig(t, filepath.Join(root, "0"))
 		defer r.close()
 		m := map[string]*told{}

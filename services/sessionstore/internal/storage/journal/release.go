@@ -37,7 +37,7 @@ func (s *Store) hold(ctx context.Context) error {
 	if least := now.Add(margin - s.opts.SettleMax); from.Before(least) {
 		from = least
 	}
-	err := s.Store.Hold(ctx, s.holder, from)
+	err := s.Hold(ctx, s.holder, from)
 	if err == nil {
 		s.held.Store(true)
 	}

@@ -270,7 +270,7 @@ func (s *Store) Close() error {
 			s.round(ctx)
 		}
 		if s.depth.Load() == 0 {
-			if err := s.Store.Hold(ctx, s.holder, time.Time{}); err != nil {
+			if err := s.Hold(ctx, s.holder, time.Time{}); err != nil {
 				s.opts.Log.Debug("the hold stays until it is too old", slog.Any("error", err))
 			}
 		}

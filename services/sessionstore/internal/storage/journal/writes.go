@@ -158,11 +158,11 @@ func (s *Store) enqueue(a *accepted) (place, error) {
 // unsure turns the shadow's word that a session is over into the truth: past a
 // deadline that activity elsewhere, or activity that waits here, may have moved,
 // nobody knows.
-func (s *Store) unsure(id string, err error) error {
+func (s *Store) unsure(ctx context.Context, id string, err error) error {
 	if !errors.Is(err, storage.ErrEnded) {
 		return err
 	}
-	if sess, gerr := s.shadow.Get(context.Background(), id); gerr == nil && sess.GetEndTime() == nil {
+	if sess, gerr := s.shadow.Get(context.WithoutCancel(ctx), id); gerr == nil && sess.GetEndTime() == nil {
 		return unavailable(errWaiting)
 	}
 	return err
@@ -170,8 +170,8 @@ func (s *Store) unsure(id string, err error) error {
 
 // known returns ErrUnavailable where a caller expects a revision later than
 // any that is known here.
-func (s *Store) known(id string, revision int64) error {
-	if sess, err := s.shadow.Get(context.Background(), id); err == nil && revision > sess.GetRevision() {
+func (s *Store) known(ctx context.Context, id string, revision int64) error {
+	if sess, err := s.shadow.Get(context.WithoutCancel(ctx), id); err == nil && revision > sess.GetRevision() {
 		return unavailable(errWaiting)
 	}
 	return nil
@@ -199,7 +199,7 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, key string) (
 		if err != nil || sess.GetId() != in.GetId() || s.waiting.has(in.GetId()) {
 			return created{sess, existed}, nil, err
 		}
-		return created{sess, false}, s.told(&storage.Write{
+		return created{sess, false}, s.told(ctx, &storage.Write{
 			SessionID: in.GetId(), At: at, Create: &storage.CreateWrite{Session: in, RequestKey: key},
 		}), nil
 	})
@@ -236,12 +236,12 @@ func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessi
 	}
 	return write(ctx, s, id, func() (*sessionv1.Session, error) { return s.Store.Update(ctx, id, u) },
 		func(time.Time) (*sessionv1.Session, *storage.Write, error) {
-			if err := s.known(id, u.IfRevision); err != nil {
+			if err := s.known(ctx, id, u.IfRevision); err != nil {
 				return nil, nil, err
 			}
 			out, err := s.shadow.Update(ctx, id, u)
 			if err != nil {
-				return nil, nil, s.unsure(id, err)
+				return nil, nil, s.unsure(ctx, id, err)
 			}
 			return out, &storage.Write{SessionID: id, At: out.GetUpdateTime().AsTime(), Update: &u}, nil
 		})
@@ -263,9 +263,9 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 			case before.GetEndTime() != nil:
 				return out, nil, nil
 			case out.GetPhase() != sessionv1.Session_ENDED:
-				return nil, nil, s.unsure(id, storage.ErrEnded)
+				return nil, nil, s.unsure(ctx, id, storage.ErrEnded)
 			}
-			return out, s.told(&storage.Write{SessionID: id, At: out.GetEndTime().AsTime(), End: &storage.EndWrite{Reason: reason}}), nil
+			return out, s.told(ctx, &storage.Write{SessionID: id, At: out.GetEndTime().AsTime(), End: &storage.EndWrite{Reason: reason}}), nil
 		})
 }
 
@@ -288,7 +288,7 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 		func(at time.Time) ([]string, *storage.Write, error) {
 			cursors, err := s.shadow.Append(ctx, id, events)
 			if err != nil {
-				return nil, nil, s.unsure(id, err)
+				return nil, nil, s.unsure(ctx, id, err)
 			}
 			told := make([]*sessionv1.Event, len(events))
 			for i, e := range events {
@@ -409,7 +409,7 @@ func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.Ext
 			}
 			return nil, nil //nolint:nilnil // nothing to be replayed
 		case sessionv1.ExtendTTLResponse_EXTENDED:
-			return s.told(&storage.Write{SessionID: a.SessionID, At: at, Extend: &a}), nil
+			return s.told(ctx, &storage.Write{SessionID: a.SessionID, At: at, Extend: &a}), nil
 		default:
 			after, err := s.shadow.Get(ctx, a.SessionID)
 			if err != nil || !after.GetLastActivityTime().AsTime().After(before.GetLastActivityTime().AsTime()) {
@@ -422,8 +422,8 @@ func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.Ext
 
 // told gives a write the time and the cursor of the lifecycle event that the
 // shadow has appended for it: it is to get the same ones when it is replayed.
-func (s *Store) told(w *storage.Write) *storage.Write {
-	page, err := s.shadow.ListEvents(context.Background(), storage.EventQuery{SessionID: w.SessionID, Tail: 1})
+func (s *Store) told(ctx context.Context, w *storage.Write) *storage.Write {
+	page, err := s.shadow.ListEvents(context.WithoutCancel(ctx), storage.EventQuery{SessionID: w.SessionID, Tail: 1})
 	if err == nil && len(page.Events) > 0 {
 		w.At, w.Cursor = page.Events[0].GetTime().AsTime(), page.Events[0].GetCursor()
 	}
