@@ -203,6 +203,21 @@ func TestReplayedKeysStay(t *testing.T) {
 	}
 }
 
+// TestOnlyTheLatestUpdatesAreRemembered by name, so that a session does not grow.
+func TestOnlyTheLatestUpdatesAreRemembered(t *testing.T) {
+	server := redistest.Start(t)
+	s, client := open(t, server.URL()), raw(t, server)
+	id, _ := create(t, s, newSession(2, "ann", time.Hour), "")
+	for n := range 3 * storage.MaxWriteIDs {
+		if _, err := s.Update(t.Context(), id, storage.Update{WriteID: fmt.Sprint("w", n)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := client.HGet(t.Context(), "stoker:{s2}:session:"+id, "wids").Val(); got != "w16 w17 w18 w19 w20 w21 w22 w23" {
+		t.Errorf("remembered: %q", got)
+	}
+}
+
 // TestReplayTellsRefusalsFromFaults: what a server that is away, shut or wrongly
 // set up says of a write is no verdict on it.
 func TestReplayTellsRefusalsFromFaults(t *testing.T) {
