@@ -26,12 +26,15 @@ import (
 //  2. recovery: inside logging, so that a panic is logged as the INTERNAL it
 //     becomes; outside everything that may panic.
 //  3. status: turns domain errors into statuses for both above; outside auth
-//     and validation, whose errors are statuses already and pass unchanged.
+//     and validation, whose errors are statuses already and pass unchanged. It
+//     also calls BeforeAnswer: a link of its own would cost each call another
+//     allocation.
 //  4. auth: before validation, so that nobody unknown learns what is valid.
 //  5. validation: innermost, on messages of a caller who is known.
 type chain struct {
 	log       *slog.Logger
 	toStatus  func(error) error
+	before    func(ctx context.Context, err error)
 	auth      auth.Authenticator
 	validator protovalidate.Validator
 }
@@ -99,7 +102,9 @@ func (c *chain) logCall(ctx context.Context, method string, begin time.Time, err
 
 func (c *chain) recovered(ctx context.Context, p any) error {
 	c.log.ErrorContext(ctx, "panic in a handler", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-	return internalError()
+	err := internalError()
+	c.before(ctx, err)
+	return err
 }
 
 func internalError() error {
@@ -108,11 +113,15 @@ func internalError() error {
 
 func (c *chain) statusUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	resp, err := next(ctx, req)
-	return resp, c.mapped(err)
+	err = c.mapped(err)
+	c.before(ctx, err)
+	return resp, err
 }
 
 func (c *chain) statusStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	return c.mapped(next(srv, ss))
+	err := c.mapped(next(srv, ss))
+	c.before(ss.Context(), err)
+	return err
 }
 
 // mapped returns the status to answer, with the error as its cause.
@@ -192,13 +201,23 @@ func (c *chain) validateUnary(ctx context.Context, req any, _ *grpc.UnaryServerI
 }
 
 func (c *chain) validateStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	return next(srv, &validStream{ss, c})
+	return next(srv, &validStream{ServerStream: ss, chain: c})
 }
 
-// validStream validates each message as it comes.
+// validStream validates each message as it comes, and knows the first that
+// goes.
 type validStream struct {
 	grpc.ServerStream
-	chain *chain
+	chain    *chain
+	answered bool
+}
+
+func (s *validStream) SendMsg(m any) error {
+	if !s.answered {
+		s.answered = true
+		s.chain.before(s.Context(), nil)
+	}
+	return s.ServerStream.SendMsg(m)
 }
 
 func (s *validStream) RecvMsg(m any) error {

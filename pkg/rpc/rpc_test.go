@@ -70,6 +70,8 @@ func serve(t *testing.T, f *fake, authn auth.Authenticator) (*grpc.ClientConn, *
 			return rpc.Error(codes.Aborted, rpc.ReasonConflict, "changed", nil, 0)
 		}
 		return nil
+	}, BeforeAnswer: func(ctx context.Context, err error) {
+		_ = grpc.SetHeader(ctx, metadata.Pairs("answered", status.Code(err).String()))
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +121,11 @@ func TestErrorsAreMappedAndHideTheirCause(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn, log := serve(t, &fake{get: c.do}, anybody(t))
-			_, err := sessionv1.NewStorageServiceClient(conn).GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: "x"})
+			var h metadata.MD
+			_, err := sessionv1.NewStorageServiceClient(conn).GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: "x"}, grpc.Header(&h))
+			if got := h.Get("answered"); len(got) != 1 || got[0] != c.code.String() {
+				t.Errorf("before the answer was told of %v, want %v once", got, c.code)
+			}
 			if status.Code(err) != c.code || strings.Contains(err.Error(), "secret") {
 				t.Errorf("answered %v, want %v", err, c.code)
 			}

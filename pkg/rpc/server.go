@@ -36,6 +36,10 @@ type ServerConfig struct {
 	// ErrorMapper turns a domain error into a status; it returns nil for one it
 	// does not know, which is answered INTERNAL with no detail.
 	ErrorMapper func(error) error
+	// BeforeAnswer is called at the end of each call, and of a stream also
+	// before its first message, while headers may still be set; err is the
+	// status that will be answered. Nothing is called where nil.
+	BeforeAnswer func(ctx context.Context, err error)
 	// MaxRecvBytes bounds one message; 0 for 4 MiB.
 	MaxRecvBytes int
 	// MaxStreams bounds the concurrent calls of one connection; 0 for 20,000.
@@ -55,7 +59,10 @@ func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
 	if cfg.MaxStreams == 0 {
 		cfg.MaxStreams = DefaultMaxStreams
 	}
-	c := &chain{log: cfg.Telemetry.Log, toStatus: cfg.ErrorMapper, auth: cfg.Auth, validator: validator}
+	if cfg.BeforeAnswer == nil {
+		cfg.BeforeAnswer = func(context.Context, error) {}
+	}
+	c := &chain{log: cfg.Telemetry.Log, toStatus: cfg.ErrorMapper, before: cfg.BeforeAnswer, auth: cfg.Auth, validator: validator}
 	srv := grpc.NewServer(
 		grpc.StatsHandler(otelgrpc.NewServerHandler(append(otelOptions(cfg.Telemetry),
 			otelgrpc.WithFilter(filters.Not(filters.HealthCheck())))...)),

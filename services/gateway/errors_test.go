@@ -47,6 +47,10 @@ func TestErrorsOfTheStore(t *testing.T) {
 		"deadline":       {status.Error(codes.DeadlineExceeded, "late"), 504, "", ""},
 	} {
 		b.Answer = func(context.Context, string, proto.Message) (proto.Message, error) { return nil, tt.err }
+		// A poll that waits is not limited, and fails as any other call.
+		if w := do(t, g, "GET /v1/sessions/s1/events?after=0&wait=5s", ""); w.Code != tt.http || w.Header().Get("Retry-After") != tt.retry {
+			t.Errorf("%s: a poll got %d, Retry-After %q; want %d, %q", name, w.Code, w.Header().Get("Retry-After"), tt.http, tt.retry)
+		}
 		w := do(t, g, "GET /v1/sessions/s1", "")
 		f := failed(t, w)
 		if w.Code != tt.http || f.reason() != tt.reason || w.Header().Get("Retry-After") != tt.retry || f.Code != status.Code(tt.err) && f.Code != codes.Internal {

@@ -148,13 +148,7 @@ func (g *Gateway) routes(ctx context.Context, store, activity *grpc.ClientConn) 
 		// Authorization on by itself; naming it here would send it twice.
 		runtime.WithIncomingHeaderMatcher(nothing),
 		runtime.WithOutgoingTrailerMatcher(nothing),
-		runtime.WithOutgoingHeaderMatcher(func(name string) (string, bool) {
-			switch name {
-			case "stoker-served-by", "stoker-stale-for", "stoker-durability":
-				return name, true
-			}
-			return "", false
-		}),
+		runtime.WithOutgoingHeaderMatcher(httperr.Passed),
 		runtime.WithForwardResponseOption(g.decorate),
 		runtime.WithDisablePathLengthFallback(),
 	)

@@ -3,6 +3,7 @@ package gateway_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -11,9 +12,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/livinguniverse/stoker/pkg/rpc"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/gateway"
 )
@@ -93,6 +97,42 @@ func TestHeadersOfAnswers(t *testing.T) {
 	}
 }
 
+// TestMarksOfDegradedAnswers reach HTTP under their own names, once, with
+// messages and with refusals.
+func TestMarksOfDegradedAnswers(t *testing.T) {
+	var refusal error
+	b := &backend{Answer: func(ctx context.Context, _ string, _ proto.Message) (proto.Message, error) {
+		_ = grpc.SetHeader(ctx, metadata.Pairs("stoker-served-by", "fallback", "stoker-stale-for", "1.5s", "internal-node", "10.0.0.1"))
+		return nil, refusal
+	}}
+	g := start(t, b, nil)
+	for name, c := range map[string]struct {
+		line    string
+		refusal error
+		code    int
+	}{
+		"read":                 {"GET /v1/sessions/s1", nil, http.StatusOK},
+		"batch":                {"POST /v1/sessions:batchGet", nil, http.StatusOK},
+		"poll":                 {"GET /v1/sessions/s1/events", nil, http.StatusOK},
+		"long poll":            {"GET /v1/sessions/s2/events?after=0&wait=20s", nil, http.StatusOK},
+		"refused":              {"GET /v1/sessions/s1", rpc.Error(codes.NotFound, rpc.ReasonSessionNotFound, "none", nil, 0), http.StatusNotFound},
+		"refused poll":         {"GET /v1/sessions/s3/events", rpc.Error(codes.NotFound, rpc.ReasonSessionNotFound, "none", nil, 0), http.StatusNotFound},
+		"refused without what": {"GET /v1/sessions/s1/ttl", status.Error(codes.Internal, "x"), http.StatusInternalServerError},
+	} {
+		refusal = c.refusal
+		w := do(t, g, c.line, "")
+		got := fmt.Sprintln(w.Code, w.Header().Values("Stoker-Served-By"), w.Header().Values("Stoker-Stale-For"), w.Header().Values("Stoker-Durability"))
+		if want := fmt.Sprintln(c.code, "[fallback] [1.5s] []"); got != want {
+			t.Errorf("%s: answered %s, want %s", name, got, want)
+		}
+		for h := range w.Header() {
+			if strings.HasPrefix(h, "Grpc-") || h == "Internal-Node" {
+				t.Errorf("%s: header %s is answered", name, h)
+			}
+		}
+	}
+}
+
 func TestCORS(t *testing.T) {
 	preflight := []string{"Origin", "https://app.example", "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "authorization,content-type"}
 	closed := start(t, &backend{}, nil)
@@ -109,6 +149,11 @@ func TestCORS(t *testing.T) {
 	if w.Header().Get("Access-Control-Allow-Origin") != "https://app.example" || !strings.Contains(w.Header().Get("Access-Control-Expose-Headers"), "Etag") &&
 		!strings.Contains(w.Header().Get("Access-Control-Expose-Headers"), "ETag") || w.Header().Get("Access-Control-Allow-Credentials") != "" {
 		t.Errorf("answer: got %v", w.Header())
+	}
+	for _, name := range []string{"Retry-After", "Stoker-Served-By", "Stoker-Stale-For", "Stoker-Durability"} {
+		if !strings.Contains(w.Header().Get("Access-Control-Expose-Headers"), name) {
+			t.Errorf("%s is not exposed: %s", name, w.Header().Get("Access-Control-Expose-Headers"))
+		}
 	}
 	if w := do(t, open, "GET /v1/sessions/s1", "", "Origin", "https://evil.example"); w.Header().Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("another origin: got %v", w.Header())

@@ -15,15 +15,10 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/livinguniverse/stoker/pkg/lifecycle"
-	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/server"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/resilient"
 )
 
 // Service is an open session store. It serves nothing by itself: Register it
@@ -31,7 +26,8 @@ import (
 type Service struct {
 	cfg     Config
 	tel     *telemetry.Telemetry
-	store   storage.Store
+	store   *backend
+	marks   *server.Marks
 	metrics *server.Metrics
 	rpc     *server.Server
 	admin   *server.Admin
@@ -47,40 +43,33 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 	if err != nil {
 		return nil, err
 	}
-	store, err := open(ctx, cfg, tel, breakers)
+	marks := server.NewMarks()
+	store, err := open(ctx, cfg, tel, breakers, marks)
 	if err != nil {
 		return nil, err
 	}
-	metrics, err := server.NewMetrics(tel.Meter, store)
+	metrics, err := server.NewMetrics(tel.Meter, store.Store, store.limits)
+	if store.near != nil {
+		err = errors.Join(err, observeNearCache(tel.Meter, store.near))
+	}
+	if store.journal != nil {
+		err = errors.Join(err, observeJournal(tel.Meter, store.journal))
+	}
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
 	stopping, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Service{cfg: cfg, tel: tel, store: store, metrics: metrics, stop: stop}
+	s := &Service{cfg: cfg, tel: tel, store: store, marks: marks, metrics: metrics, stop: stop}
 	s.rpc = server.New(server.Config{
-		Store: store, Shards: cfg.Shards, Policy: cfg.policy(), Clock: time.Now, Metrics: metrics, Stopping: stopping,
+		Store: store.Store, Shards: cfg.Shards, Policy: cfg.policy(), Clock: time.Now, Metrics: metrics, Stopping: stopping,
 		Limits:       server.Limits{EventData: cfg.EventData, SessionData: cfg.SessionData, Labels: cfg.MaxLabels},
 		PollInterval: cfg.PollInterval, Heartbeat: cfg.Heartbeat,
 	})
-	s.admin = server.NewAdmin(store, breakers, time.Now())
-	return s, nil
-}
-
-func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *resilience.Registry) (storage.Store, error) {
-	if cfg.Backend() == StorageRedis {
-		backend, err := redis.New(ctx, redis.Options{
-			URL: cfg.RedisURL, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
-			Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: time.Now, Tracer: tel.Tracer, Log: tel.Log,
-		})
-		if err != nil {
-			return nil, err
-		}
-		return resilient.New(backend, resilient.Options{Clock: time.Now}), nil
+	s.admin = server.NewAdmin(store.Store, breakers, time.Now())
+	if store.journal != nil {
+		s.admin.Journal = store.journal
 	}
-	return memory.New(memory.Options{ //nolint:contextcheck // recovery is not bounded by a caller
-		Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax, Retention: cfg.Retention,
-		Clock: time.Now, DataDir: cfg.DataDir, Log: tel.Log,
-	})
+	return s, nil
 }
 
 // Register adds the services to a server.
@@ -89,8 +78,18 @@ func (s *Service) Register(r grpc.ServiceRegistrar) {
 	sessionv1.RegisterAdminServiceServer(r, s.admin)
 }
 
+// BeforeAnswer marks answers that the backend did not give; for rpc.NewServer,
+// without which nothing is marked.
+func (s *Service) BeforeAnswer(ctx context.Context, err error) { s.marks.BeforeAnswer(ctx, err) }
+
 // Ready returns why the store cannot do its work, nil when it can.
-func (s *Service) Ready(ctx context.Context) error { return s.store.Status(ctx).Err }
+func (s *Service) Ready(ctx context.Context) error {
+	err := s.store.Status(ctx).Err
+	if s.store.works(err) {
+		return nil
+	}
+	return err
+}
 
 // Run sweeps, counts, and keeps the health service up to date until ctx ends.
 func (s *Service) Run(ctx context.Context, hs *health.Server) error {
@@ -127,7 +126,7 @@ func (s *Service) sweep(ctx context.Context, hs *health.Server) error {
 	sweep := time.NewTicker(s.cfg.Sweep)
 	defer sweep.Stop()
 	failures := 0
-	s.setHealth(hs, healthv1.HealthCheckResponse_SERVING) // New has reached the backend
+	s.setHealth(hs, healthv1.HealthCheckResponse_SERVING) // New has reached the backend, or may do without
 	for {
 		select {
 		case <-ctx.Done():
@@ -142,7 +141,9 @@ func (s *Service) sweep(ctx context.Context, hs *health.Server) error {
 			return ctx.Err()
 		case err != nil:
 			failures++
-			serving = healthv1.HealthCheckResponse_NOT_SERVING
+			if !s.store.works(err) {
+				serving = healthv1.HealthCheckResponse_NOT_SERVING
+			}
 			if failures&(failures-1) == 0 { // the 1st, 2nd, 4th, 8th ... in a row
 				s.tel.Log.WarnContext(ctx, "sweep failed", slog.Int("inARow", failures), slog.Any("error", err))
 			}
@@ -182,7 +183,7 @@ func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry) error {
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}
-	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper})
+	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, BeforeAnswer: s.BeforeAnswer})
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}

@@ -38,7 +38,7 @@ func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry, out io.Write
 	if err != nil {
 		return err
 	}
-	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper})
+	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, BeforeAnswer: store.BeforeAnswer})
 	if err != nil {
 		return err
 	}
@@ -110,6 +110,8 @@ func (c *closers) close() error {
 func banner(out io.Writer, cfg Config, http, grpcAddr net.Addr) error {
 	where := "in memory only; give --data-dir to keep sessions"
 	switch {
+	case cfg.Store.Journals():
+		where = "on Redis, its outage journal in " + cfg.Store.DataDir
 	case cfg.Store.Backend() == sessionstore.StorageRedis:
 		where = "on Redis"
 	case cfg.Store.DataDir != "":

@@ -18,8 +18,10 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
 	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -56,7 +58,9 @@ type faultEnv struct {
 	// missing are sessions that a read said are not there though they were
 	// acknowledged.
 	missing int
-	opened  time.Time
+	// badMarks are headers that say neither nothing nor all of it, once.
+	badMarks []string
+	opened   time.Time
 }
 
 // faultCall is one call of a client.
@@ -65,6 +69,8 @@ type faultCall struct {
 	took  time.Duration
 	code  codes.Code
 	write bool
+	// stale: it was answered from what the store remembers.
+	stale bool
 }
 
 func newFaultEnv(t *testing.T, args ...string) *faultEnv {
@@ -98,7 +104,7 @@ func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper})
+	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, BeforeAnswer: svc.BeforeAnswer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,10 +143,24 @@ func (e *faultEnv) toxic(t *testing.T, spec string) {
 func (e *faultEnv) healProxy(*testing.T) { e.proxy.Toxics.ResetToxics(context.Background()) }
 
 // note writes a call down.
-func (e *faultEnv) note(write bool, begin time.Time, err error) {
+func (e *faultEnv) note(c faultCall, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.calls = append(e.calls, faultCall{begin: begin, took: time.Since(begin), code: status.Code(err), write: write})
+	c.took, c.code = time.Since(c.begin), status.Code(err)
+	e.calls = append(e.calls, c)
+}
+
+// get reads a session, and says whether the answer is marked as an old one.
+func (e *faultEnv) get(ctx context.Context, id string) (stale bool, err error) {
+	var h metadata.MD
+	_, err = e.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id}, grpc.Header(&h))
+	by, age := h.Get("stoker-served-by"), h.Get("stoker-stale-for")
+	if len(by) != len(age) || len(by) > 1 || len(by) == 1 && by[0] != "fallback" {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.badMarks = append(e.badMarks, fmt.Sprint(by, age))
+	}
+	return len(by) > 0, err
 }
 
 // drive reads and writes until stop is closed: each client at a steady pace,
@@ -179,7 +199,7 @@ func (e *faultEnv) write(ctx context.Context, w, n int) {
 		s, err := e.store.CreateSession(ctx, &sessionv1.CreateSessionRequest{
 			User: fmt.Sprint("user-", w), TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(time.Hour)},
 		})
-		e.note(true, begin, err)
+		e.note(faultCall{begin: begin, write: true}, err)
 		if err == nil {
 			e.mu.Lock()
 			e.acked[s.GetId()] = map[string]bool{}
@@ -194,7 +214,7 @@ func (e *faultEnv) write(ctx context.Context, w, n int) {
 	}
 	event := fmt.Sprintf("e-%d-%d", w, n)
 	_, err := e.store.AppendEvents(ctx, &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Id: event, Type: "input:text"}}})
-	e.note(true, begin, err)
+	e.note(faultCall{begin: begin, write: true}, err)
 	if err == nil {
 		e.mu.Lock()
 		e.acked[id][event] = true
@@ -208,8 +228,8 @@ func (e *faultEnv) read(ctx context.Context) {
 		return
 	}
 	begin := time.Now()
-	_, err := e.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id})
-	e.note(false, begin, err)
+	stale, err := e.get(ctx, id)
+	e.note(faultCall{begin: begin, stale: stale}, err)
 	if status.Code(err) == codes.NotFound {
 		e.mu.Lock()
 		e.missing++
@@ -258,7 +278,11 @@ func (e *faultEnv) lost(t *testing.T) (writes, lost int) {
 	e.mu.Unlock()
 	for id, events := range acked {
 		writes += 1 + len(events)
-		if _, err := e.store.GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: id}); err != nil {
+		stale, err := e.get(t.Context(), id)
+		if stale {
+			t.Fatal("what is remembered cannot tell what was lost")
+		}
+		if err != nil {
 			if status.Code(err) != codes.NotFound {
 				t.Fatal(err)
 			}

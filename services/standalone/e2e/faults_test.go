@@ -25,6 +25,9 @@ type fault struct {
 	// opens: a breaker must open. fails: calls must fail, as proof that the
 	// fault took place.
 	opens, fails bool
+	// reads: those of sessions that were seen must be answered from what the
+	// store remembers, and none may fail.
+	reads bool
 	// loses: what was acknowledged is lost, and that must be told.
 	loses bool
 	// slack is what recovery may take beyond the breakers' delay and a second.
@@ -36,6 +39,8 @@ type measured struct {
 	errors                    string
 	opened, failP99, recovery time.Duration
 	writes, lost              int
+	// stale reads were answered from memory; failed ones not at all.
+	stale, failedReads int
 }
 
 func must(t *testing.T, err error) {
@@ -47,35 +52,35 @@ func must(t *testing.T, err error) {
 
 var faults = []fault{
 	{
-		name: "kill -9 and restart", expect: "turned away at once until it is back", opens: true, fails: true, lasts: 2 * time.Second,
+		name: "kill -9 and restart", expect: "writes turned away at once until it is back, reads answered from memory", opens: true, fails: true, reads: true, lasts: 2 * time.Second,
 		inject: func(t *testing.T, e *faultEnv) { must(t, e.redis.Kill()) },
 		heal:   func(t *testing.T, e *faultEnv) { must(t, e.redis.Restart(t.Context())) },
 	},
 	{
-		name: "SIGSTOP for 5 s", expect: "5 timeouts, then turned away at once", opens: true, fails: true, lasts: 5 * time.Second,
+		name: "SIGSTOP for 5 s", expect: "5 timeouts, then writes turned away at once, reads answered from memory", opens: true, fails: true, reads: true, lasts: 5 * time.Second,
 		inject: func(t *testing.T, e *faultEnv) { must(t, e.redis.Pause()) },
 		heal:   func(t *testing.T, e *faultEnv) { must(t, e.redis.Resume()) },
 	},
 	{
-		name: "connections refused", expect: "turned away at once", opens: true, fails: true, lasts: 2 * time.Second,
+		name: "connections refused", expect: "writes turned away at once, reads answered from memory", opens: true, fails: true, reads: true, lasts: 2 * time.Second,
 		inject: func(_ *testing.T, e *faultEnv) { e.proxy.Stop() },
 		heal:   func(t *testing.T, e *faultEnv) { must(t, e.proxy.Start()) },
 	},
 	{
-		name: "reset in the middle of a reply", expect: "unknown outcome: an error, or the same again by its id", fails: true, opens: true, lasts: 2 * time.Second,
+		name: "reset in the middle of a reply", expect: "unknown outcome: an error, or the same again by its id", fails: true, reads: true, opens: true, lasts: 2 * time.Second,
 		inject: func(t *testing.T, e *faultEnv) {
 			e.toxic(t, `{"type":"limit_data","stream":"downstream","attributes":{"bytes":20}}`)
 		},
 		heal: func(t *testing.T, e *faultEnv) { e.healProxy(t) },
 	},
 	{
-		name: "2 s latency", expect: "5 timeouts, then turned away at once", opens: true, fails: true, lasts: 3 * time.Second,
+		name: "2 s latency", expect: "5 timeouts, then writes turned away at once, reads answered from memory", opens: true, fails: true, reads: true, lasts: 3 * time.Second,
 		inject: func(t *testing.T, e *faultEnv) { e.toxic(t, `{"type":"latency","attributes":{"latency":2000}}`) },
 		heal:   func(t *testing.T, e *faultEnv) { e.healProxy(t) },
 		slack:  3 * time.Second, // what is under way still takes its 2 s
 	},
 	{
-		name: "slow drip, a byte each 20 ms", expect: "5 timeouts, then turned away at once", opens: true, fails: true, lasts: 3 * time.Second,
+		name: "slow drip, a byte each 20 ms", expect: "5 timeouts, then writes turned away at once, reads answered from memory", opens: true, fails: true, reads: true, lasts: 3 * time.Second,
 		inject: func(t *testing.T, e *faultEnv) {
 			e.toxic(t, `{"type":"slicer","stream":"downstream","attributes":{"average_size":1,"size_variation":0,"delay":20000}}`)
 		},
@@ -83,7 +88,7 @@ var faults = []fault{
 		slack: 3 * time.Second,
 	},
 	{
-		name: "bandwidth 1 KiB/s", expect: "timeouts, then turned away at once", opens: true, fails: true, lasts: 3 * time.Second,
+		name: "bandwidth 1 KiB/s", expect: "timeouts, then writes turned away at once, reads answered from memory", opens: true, fails: true, reads: true, lasts: 3 * time.Second,
 		inject: func(t *testing.T, e *faultEnv) {
 			e.toxic(t, `{"type":"bandwidth","stream":"downstream","attributes":{"rate":1}}`)
 			e.toxic(t, `{"type":"bandwidth","stream":"upstream","attributes":{"rate":1}}`)
@@ -103,7 +108,7 @@ var faults = []fault{
 		heal:   func(t *testing.T, e *faultEnv) { must(t, e.raw.ReplicaOf(t.Context(), "NO", "ONE").Err()) },
 	},
 	{
-		name: "LOADING after a restart", expect: "turned away at once until it is loaded", opens: true, fails: true, lasts: time.Second,
+		name: "LOADING after a restart", expect: "writes turned away at once until it is loaded, reads answered from memory", opens: true, fails: true, reads: true, lasts: time.Second,
 		redis: []string{"--key-load-delay", "2000", "--enable-debug-command", "yes"},
 		inject: func(t *testing.T, e *faultEnv) {
 			must(t, e.redis.Kill())
@@ -126,7 +131,7 @@ var faults = []fault{
 		heal:   func(*testing.T, *faultEnv) {},
 	},
 	{
-		name: "flapping every second for a minute", expect: "opens and closes with it", opens: true, fails: true, lasts: 0,
+		name: "flapping every second for a minute", expect: "opens and closes with it", opens: true, fails: true, reads: true, lasts: 0,
 		inject: func(t *testing.T, e *faultEnv) {
 			for range 30 {
 				e.proxy.Stop()
@@ -189,7 +194,7 @@ func (f fault) run(t *testing.T) measured {
 	return m
 }
 
-// answeredSince counts good answers.
+// answeredSince counts good answers, but for those from memory.
 func (e *faultEnv) answeredSince(at time.Time, write bool) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -198,7 +203,7 @@ func (e *faultEnv) answeredSince(at time.Time, write bool) int {
 		if c.begin.Before(at) {
 			break
 		}
-		if c.write == write && c.code == codes.OK {
+		if c.write == write && c.code == codes.OK && !c.stale {
 			n++
 		}
 	}
@@ -219,10 +224,16 @@ func (e *faultEnv) measure(t *testing.T, began, healed time.Time) measured {
 	first := map[bool]time.Time{}
 	for _, c := range e.calls {
 		end := c.begin.Add(c.took)
+		switch {
+		case c.stale:
+			m.stale++
+		case !c.write && c.code != codes.OK:
+			m.failedReads++
+		}
 		if c.code == codes.Unavailable && !e.opened.IsZero() && c.begin.After(e.opened) && c.begin.Before(healed) {
 			failed = append(failed, c.took)
 		}
-		if c.code == codes.OK && c.begin.After(healed) && (first[c.write].IsZero() || end.Before(first[c.write])) {
+		if c.code == codes.OK && !c.stale && c.begin.After(healed) && (first[c.write].IsZero() || end.Before(first[c.write])) {
 			first[c.write] = end
 		}
 	}
@@ -240,8 +251,14 @@ func (e *faultEnv) measure(t *testing.T, began, healed time.Time) measured {
 func (f fault) judge(t *testing.T, e *faultEnv, m measured) {
 	t.Helper()
 	e.mu.Lock()
-	missing, opened := e.missing, !e.opened.IsZero()
+	missing, opened, badMarks := e.missing, !e.opened.IsZero(), e.badMarks
 	e.mu.Unlock()
+	if len(badMarks) > 0 {
+		t.Errorf("%d answers are marked wrongly: %v", len(badMarks), badMarks[0])
+	}
+	if f.reads != (m.stale > 0) || f.reads && m.failedReads > 0 {
+		t.Errorf("%d reads were answered from memory, which there must be: %v; %d failed", m.stale, f.reads, m.failedReads)
+	}
 	if failed := m.errors != "none"; failed != f.fails {
 		t.Errorf("failed calls: %s; that there are any must be %v", m.errors, f.fails)
 	}
@@ -281,7 +298,7 @@ func (m measured) row(f fault) string {
 			return d.Round(time.Millisecond).String()
 		}
 	}
-	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %d of %d |", f.name, f.expect, m.errors, show(m.opened), show(m.failP99), show(m.recovery), m.lost, m.writes)
+	return fmt.Sprintf("| %s | %s | %s | %d | %s | %s | %s | %d of %d |", f.name, f.expect, m.errors, m.stale, show(m.opened), show(m.failP99), show(m.recovery), m.lost, m.writes)
 }
 
 const tableBegin, tableEnd = "<!-- fault matrix: begin -->", "<!-- fault matrix: end -->"
@@ -298,8 +315,8 @@ func writeTable(path string, rows []string) error {
 		return fmt.Errorf("%s has no marks for the table", path)
 	}
 	table := []string{
-		"| Fault | Expected | Failed calls | Time to open | p99 of a failing call while open | Time to recover | Acknowledged writes lost |",
-		"|---|---|---|---|---|---|---|",
+		"| Fault | Expected | Failed calls | Reads answered from memory | Time to open | p99 of a failing call while open | Time to recover | Acknowledged writes lost |",
+		"|---|---|---|---|---|---|---|---|",
 	}
 	text := before + tableBegin + "\n" + strings.Join(append(table, rows...), "\n") + "\n" + tableEnd + after
 	return os.WriteFile(path, []byte(text), 0o644)

@@ -4,15 +4,17 @@ package e2e
 
 import (
 	"net/http"
+	"regexp"
 	"testing"
 	"time"
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
 )
 
-// TestRedisGoesAndComesBack: while Redis is away a session that exists is
-// "unavailable" and never "not found", readiness says so, and everything works
-// again by itself, the activity service included.
+// TestRedisGoesAndComesBack: while Redis is away a session that was seen is
+// answered as it was, and marked; whatever else is asked is "unavailable" and
+// never "not found"; readiness says so, and everything works again by itself,
+// the activity service included.
 func TestRedisGoesAndComesBack(t *testing.T) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	d := embedded(t, "--redis-url", redis.URL(), "--flush-interval", "1s", "--breaker-delay", "1s")
@@ -21,15 +23,31 @@ func TestRedisGoesAndComesBack(t *testing.T) {
 	if err := redis.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	for _, path := range []string{at, at + "/ttl"} {
+		if code, h := d.head(t, path); code != http.StatusOK || h.Get("Stoker-Served-By") != "fallback" || !age.MatchString(h.Get("Stoker-Stale-For")) {
+			t.Errorf("%s answered %d %v, want what is remembered, marked", path, code, h)
+		}
+	}
+	other := []byte(at) // an id that nobody has
+	if last := len(other) - 1; other[last-9] == 'a' {
+		other[last-9] = 'b'
+	} else {
+		other[last-9] = 'a'
+	}
+	if code, h := d.head(t, string(other)); code != http.StatusServiceUnavailable || h.Get("Retry-After") == "" || h.Get("Stoker-Served-By") != "" {
+		t.Errorf("a session never seen: answered %d %v, want 503 with Retry-After", code, h)
+	}
 	for _, c := range []struct {
 		method, path string
 		body         any
 	}{
-		{http.MethodGet, at, nil},
 		{http.MethodGet, at + "/events?wait=1s&after=0", nil},
 		{http.MethodGet, "/v1/sessions", nil},
+		{http.MethodPost, "/v1/sessions", map[string]any{"user": "ben"}},
 		{http.MethodPost, at + "/events", map[string]any{"events": []any{map[string]any{"id": "1", "type": "input:text"}}}},
+		// Whether it has ended is not known from then on, so it is not read, either.
 		{http.MethodPost, at + ":end", map[string]any{}},
+		{http.MethodGet, at, nil},
 	} {
 		status, answer, err := d.call(c.method, c.path, c.body)
 		if err != nil || status != http.StatusServiceUnavailable {
@@ -49,16 +67,30 @@ func TestRedisGoesAndComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 10*time.Second, "the session can be read again", func() bool {
-		status, _, err := d.call(http.MethodGet, at, nil)
-		if err != nil || status == http.StatusNotFound {
-			t.Fatalf("answered %d %v", status, err)
+		code, h := d.head(t, at)
+		if code == http.StatusNotFound {
+			t.Fatalf("answered %d %v", code, h)
 		}
-		return status == http.StatusOK
+		return code == http.StatusOK && h.Get("Stoker-Served-By") == ""
 	})
 	eventually(t, 10*time.Second, "activity extends the session again", func() bool {
 		_, _, _ = d.call(http.MethodPost, at+"/events", map[string]any{"events": []any{map[string]any{"type": "input:text"}}})
 		return d.must(t, http.MethodGet, at, nil)["extensionCount"] == 1.0
 	})
+}
+
+// age is how a header spells how old an answer is.
+var age = regexp.MustCompile(`^\d+(\.\d+)?s$`)
+
+// head reads a path and returns the status and the headers.
+func (d deployment) head(t *testing.T, path string) (int, http.Header) {
+	t.Helper()
+	resp, err := http.Get(d.http + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode, resp.Header
 }
 
 // checkBreakers drives the breakers until one is open, and looks at it as an

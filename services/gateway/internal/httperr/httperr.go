@@ -21,8 +21,25 @@ import (
 	"github.com/livinguniverse/stoker/pkg/rpc"
 )
 
-// Handle is the error handler of the REST mux.
-func Handle(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
+// Passed says which headers of an answer of the store callers get, too, and
+// under which name.
+func Passed(name string) (string, bool) {
+	switch name {
+	case "stoker-served-by", "stoker-stale-for", "stoker-durability":
+		return name, true
+	}
+	return "", false
+}
+
+// Handle is the error handler of the REST mux, which passes headers on by
+// itself only with a message: a refusal may come from a fallback as well.
+func Handle(ctx context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
+	md, _ := runtime.ServerMetadataFromContext(ctx)
+	for name, values := range md.HeaderMD {
+		if name, ok := Passed(name); ok {
+			w.Header().Set(name, values[0])
+		}
+	}
 	Write(w, err)
 }
 

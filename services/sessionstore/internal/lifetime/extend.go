@@ -211,3 +211,9 @@ func Response(o sessionv1.ExtendTTLResponse_Outcome, t Terms, before, after Stat
 		After:   TTL(t, after, phase(after), p, now),
 	}
 }
+
+// Missing answers a report of activity in a session that is not there.
+func Missing() *sessionv1.ExtendTTLResponse {
+	const o = sessionv1.ExtendTTLResponse_NOT_FOUND
+	return &sessionv1.ExtendTTLResponse{Outcome: o, Reason: Reason(o, Terms{}, State{}, State{}, 0)}
+}

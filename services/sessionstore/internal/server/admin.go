@@ -13,12 +13,21 @@ import (
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/journal"
 )
 
-// Admin serves AdminService. This version has no journal: the list of its dead
-// letters is empty, and there is none to be found.
+// Journal is the store's outage journal, for those who run it.
+type Journal interface {
+	Stats() journal.Stats
+	DeadLetters(limit int, after string) (page []journal.DeadLetter, more bool)
+	RetryDeadLetter(ctx context.Context, id string, drop bool) error
+}
+
+// Admin serves AdminService.
 type Admin struct {
 	sessionv1.UnimplementedAdminServiceServer
+	// Journal is nil where there is none: no write waits then.
+	Journal  Journal
 	store    storage.Store
 	breakers *resilience.Registry
 	started  time.Time
@@ -80,18 +89,53 @@ func (a *Admin) GetStoreStatus(ctx context.Context, _ *sessionv1.GetStoreStatusR
 		Degraded:  a.breakers.Degraded(),
 		StartTime: timestamppb.New(a.started),
 	}
+	if a.Journal != nil {
+		j := a.Journal.Stats()
+		out.JournalDepth, out.JournalDrained, out.DeadLetters = j.Waiting, j.Drained, j.DeadLetters
+		out.Degraded = out.GetDegraded() || j.Waiting > 0
+	}
 	if !st.LastLoss.IsZero() {
 		out.DataLossTime = timestamppb.New(st.LastLoss)
 	}
 	return out, nil
 }
 
+// deadLetterPage is how many dead letters a page has where none is asked for.
+const deadLetterPage = 100
+
 // ListDeadLetters lists journaled writes that could not be replayed.
-func (a *Admin) ListDeadLetters(context.Context, *sessionv1.ListDeadLettersRequest) (*sessionv1.ListDeadLettersResponse, error) {
-	return &sessionv1.ListDeadLettersResponse{}, nil
+func (a *Admin) ListDeadLetters(_ context.Context, req *sessionv1.ListDeadLettersRequest) (*sessionv1.ListDeadLettersResponse, error) {
+	out := &sessionv1.ListDeadLettersResponse{}
+	if a.Journal == nil {
+		return out, nil
+	}
+	limit := int(req.GetPageSize())
+	if limit == 0 {
+		limit = deadLetterPage
+	}
+	page, more := a.Journal.DeadLetters(limit, req.GetPageToken())
+	for _, l := range page {
+		out.DeadLetters = append(out.DeadLetters, &sessionv1.DeadLetter{
+			Id: l.ID, SessionId: l.SessionID, Operation: l.Operation, Reason: l.Reason, AcceptTime: timestamppb.New(l.Accepted),
+		})
+	}
+	if more {
+		out.NextPageToken = page[len(page)-1].ID
+	}
+	return out, nil
 }
 
-// RetryDeadLetter replays one of them.
-func (a *Admin) RetryDeadLetter(_ context.Context, req *sessionv1.RetryDeadLetterRequest) (*sessionv1.RetryDeadLetterResponse, error) {
-	return nil, rpc.Error(codes.NotFound, rpc.ReasonNotFound, "id: there is no dead letter \""+rpc.Shorten(req.GetId())+"\"", nil, 0)
+// RetryDeadLetter replays one of them, or drops it.
+func (a *Admin) RetryDeadLetter(ctx context.Context, req *sessionv1.RetryDeadLetterRequest) (*sessionv1.RetryDeadLetterResponse, error) {
+	err := storage.ErrNotFound
+	if a.Journal != nil {
+		err = a.Journal.RetryDeadLetter(ctx, req.GetId(), req.GetDrop())
+	}
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil, rpc.Error(codes.NotFound, rpc.ReasonNotFound, "id: there is no dead letter \""+rpc.Shorten(req.GetId())+"\"", nil, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &sessionv1.RetryDeadLetterResponse{Applied: !req.GetDrop()}, nil
 }

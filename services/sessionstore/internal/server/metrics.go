@@ -35,8 +35,9 @@ type outcomeKey struct {
 // knownKinds bounds the label: a kind that a policy made up counts as other.
 var knownKinds = []string{"", "event", "input", "step_progress", "command", "chain", "chat", "file", "subscription"}
 
-// NewMetrics registers the instruments; store is asked when they are read.
-func NewMetrics(provider metric.MeterProvider, store storage.Store) (*Metrics, error) {
+// NewMetrics registers the instruments; store is asked when they are read, and
+// limits, nil where there are none.
+func NewMetrics(provider metric.MeterProvider, store storage.Store, limits Limiter) (*Metrics, error) {
 	m := provider.Meter("github.com/livinguniverse/stoker/services/sessionstore")
 	out := &Metrics{outcomes: map[outcomeKey]metric.MeasurementOption{}}
 	var errs []error
@@ -64,7 +65,7 @@ func NewMetrics(provider metric.MeterProvider, store storage.Store) (*Metrics, e
 				attribute.String("outcome", key.outcome.String()), attribute.String("kind", k)))
 		}
 	}
-	errs = append(errs, observe(m, store), out.observeCensus(m))
+	errs = append(errs, observe(m, store, limits), out.observeCensus(m))
 	return out, errors.Join(errs...)
 }
 
@@ -92,7 +93,7 @@ var livePhases = []sessionv1.Session_Phase{sessionv1.Session_ACTIVE, sessionv1.S
 func (m *Metrics) Counted(c storage.Census) { m.census.Store(&c) }
 
 // observe registers what is read from the store itself.
-func observe(m metric.Meter, store storage.Store) error {
+func observe(m metric.Meter, store storage.Store, limiter Limiter) error {
 	entries, err1 := m.Int64ObservableGauge("stoker_store_entries", metric.WithDescription("What the embedded store keeps per session, index entries included."))
 	lag, err2 := m.Int64ObservableGauge("stoker_feed_lag", metric.WithDescription("Feed entries not yet acknowledged, by group and shard."))
 	age, err3 := m.Float64ObservableGauge("stoker_feed_watermark_age", metric.WithUnit("s"), metric.WithDescription("Age of the watermark, by group and shard: the oldest entry that is not acknowledged, 0 where there is none."))
@@ -100,8 +101,8 @@ func observe(m metric.Meter, store storage.Store) error {
 	loads, err5 := m.Int64ObservableGauge("stoker_store_calls", metric.WithDescription("Calls of the store under way, by class."))
 	limits, err6 := m.Int64ObservableGauge("stoker_store_call_limit", metric.WithDescription("How many calls may be under way, by class; further ones are turned away."))
 	_, err4 := m.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
-		if l, ok := store.(loader); ok {
-			reads, readLimit, writes, writeLimit := l.Loads()
+		if limiter != nil {
+			reads, readLimit, writes, writeLimit := limiter.Loads()
 			for class, v := range map[string][2]int{"read": {reads, readLimit}, "write": {writes, writeLimit}} {
 				at := metric.WithAttributes(attribute.String("class", class))
 				o.ObserveInt64(loads, int64(v[0]), at)
@@ -133,8 +134,8 @@ func observe(m metric.Meter, store storage.Store) error {
 	return errors.Join(err1, err2, err3, err4, err5, err6, err7)
 }
 
-// loader is a store that limits how many calls are under way.
-type loader interface {
+// Limiter limits how many calls of the store are under way.
+type Limiter interface {
 	Loads() (reads, readLimit, writes, writeLimit int)
 }
 

@@ -46,18 +46,19 @@ type env struct {
 	store  *memory.Store
 	conn   *grpc.ClientConn
 	client sessionv1.StorageServiceClient
+	marks  *server.Marks
 	stop   context.CancelFunc
 }
 
 func newEnv(t testing.TB) *env {
 	t.Helper()
-	return newEnvOver(t, func(s storage.Store) storage.Store { return s })
+	return newEnvOver(t, func(_ *env, s storage.Store) storage.Store { return s })
 }
 
 // newEnvOver serves the store through a decorator.
-func newEnvOver(t testing.TB, over func(storage.Store) storage.Store) *env {
+func newEnvOver(t testing.TB, over func(*env, storage.Store) storage.Store) *env {
 	t.Helper()
-	e := &env{clock: storagetest.NewClock()}
+	e := &env{clock: storagetest.NewClock(), marks: server.NewMarks()}
 	o := storagetest.OptionsFor(time.Second)
 	var err error
 	e.store, err = memory.New(memory.Options{
@@ -67,7 +68,7 @@ func newEnvOver(t testing.TB, over func(storage.Store) storage.Store) *env {
 		t.Fatal(err)
 	}
 	tel := telemetry.Nop()
-	metrics, err := server.NewMetrics(tel.Meter, e.store)
+	metrics, err := server.NewMetrics(tel.Meter, e.store, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,12 +79,12 @@ func newEnvOver(t testing.TB, over func(storage.Store) storage.Store) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: server.ToStatus})
+	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: server.ToStatus, BeforeAnswer: e.marks.BeforeAnswer})
 	if err != nil {
 		t.Fatal(err)
 	}
 	sessionv1.RegisterStorageServiceServer(srv, server.New(server.Config{
-		Store: over(e.store), Shards: storagetest.Shards, Policy: lifetime.DefaultPolicy(), Clock: e.clock.Now, Metrics: metrics, Stopping: stopping,
+		Store: over(e, e.store), Shards: storagetest.Shards, Policy: lifetime.DefaultPolicy(), Clock: e.clock.Now, Metrics: metrics, Stopping: stopping,
 		Limits: server.Limits{EventData: 64 << 10, SessionData: 256 << 10, Labels: 64}, PollInterval: 5 * time.Second, Heartbeat: 50 * time.Millisecond,
 	}))
 	sessionv1.RegisterAdminServiceServer(srv, server.NewAdmin(e.store, resilience.NewRegistry(resilience.BreakerConfig{}, nil), e.clock.Now()))
@@ -358,7 +359,7 @@ func (r slowReader) Next(ctx context.Context, limit int) (storage.FeedBatch, err
 // TestFeedAnswersWhoAsksOnce and closes: before the stream ends.
 func TestFeedAnswersWhoAsksOnce(t *testing.T) {
 	closed := make(chan struct{})
-	e := newEnvOver(t, func(s storage.Store) storage.Store { return slowFeed{s, closed} })
+	e := newEnvOver(t, func(_ *env, s storage.Store) storage.Store { return slowFeed{s, closed} })
 	s, err := e.client.Feed(t.Context())
 	if err != nil {
 		t.Fatal(err)

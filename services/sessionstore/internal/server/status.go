@@ -31,6 +31,8 @@ func ToStatus(err error) error {
 		return rpc.Error(codes.FailedPrecondition, rpc.ReasonSessionOver, "the session has ended or expired", nil, 0)
 	case errors.Is(err, storage.ErrExhausted):
 		return rpc.Error(codes.ResourceExhausted, rpc.ReasonLimitReached, "a limit of the store is reached", nil, wait(err))
+	case errors.Is(err, storage.ErrJournal):
+		return rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable, "the store cannot answer now, and its journal is full or cannot be written; try again", nil, wait(err))
 	case errors.Is(err, storage.ErrUnavailable), errors.Is(err, storage.ErrClosed):
 		return rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable, "the store cannot answer now; try again", nil, wait(err))
 	default:

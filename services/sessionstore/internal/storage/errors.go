@@ -20,6 +20,9 @@ var (
 	ErrUnavailable = errors.New("store unavailable")
 	// ErrExhausted: a limit of the store is reached.
 	ErrExhausted = errors.New("limit reached")
+	// ErrJournal comes with ErrUnavailable: the write could have been accepted for
+	// later, but the journal is full or cannot be written.
+	ErrJournal = errors.New("the journal cannot take writes")
 	// ErrClosed: the store was closed.
 	ErrClosed = errors.New("store closed")
 )

@@ -27,6 +27,8 @@ type Lifecycle struct {
 	Type string
 	// At is when the store did it.
 	At int64
+	// Cursor is the one it should get in the session's log; empty for that of At.
+	Cursor string
 	// Expire is the deadline after the change.
 	Expire int64
 	// Count is how many extensions were granted, this one included.

@@ -1,6 +1,8 @@
 package fallback
 
 import (
+	"sync/atomic"
+
 	"github.com/maypok86/otter/v2"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -12,6 +14,9 @@ type sessions struct {
 	cache *otter.Cache[string, *entry]
 	order *order
 	users *users
+	// bytes is what the entries weigh by themselves, without the least share
+	// that the cache counts for each.
+	bytes atomic.Int64
 }
 
 // ticket is taken when a call begins: its place in the order, and the time.
@@ -36,6 +41,7 @@ func newSessions(most int, bytes int64, o *order) (*sessions, error) {
 // left is told of every entry that is replaced or leaves, under the lock of its
 // key. An answer that was under way when an entry left may be older than it.
 func (k *sessions) left(e otter.DeletionEvent[string, *entry]) {
+	k.bytes.Add(-int64(e.Value.size))
 	if e.Cause == otter.CauseReplacement {
 		return
 	}
@@ -60,6 +66,7 @@ func (k *sessions) change(id string, f func(old *entry) *entry) {
 		if old != nil && old.session != nil && e.session == nil {
 			k.users.remove(old.session.GetProject(), old.session.GetUser(), id)
 		}
+		k.bytes.Add(int64(e.size))
 		return e, otter.WriteOp
 	})
 }

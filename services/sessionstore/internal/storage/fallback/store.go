@@ -27,6 +27,9 @@ type Options struct {
 	// Stale is told of each answer from here and its age, 0 or more; nobody
 	// where nil. It must not block.
 	Stale func(ctx context.Context, age time.Duration)
+	// Silent remembers, for Base, and answers nothing: the store's own errors
+	// stay.
+	Silent bool
 
 	// stripes is how many marks keys share, of each kind; 4,096 but in tests.
 	stripes int
@@ -69,8 +72,13 @@ type Store struct {
 	sessions *sessions
 	policies *policies
 
-	answers, misses atomic.Int64
+	get, getMany, getPolicy tally
 }
+
+// tally counts what became of the reads that the store did not answer.
+type tally struct{ answers, misses atomic.Int64 }
+
+func (t *tally) count() Count { return Count{Answers: t.answers.Load(), Misses: t.misses.Load()} }
 
 var _ storage.Store = (*Store)(nil)
 
@@ -89,15 +97,24 @@ func New(inner storage.Store, opts Options) (*Store, error) {
 
 // Stats are counts since the start, and what is remembered now.
 type Stats struct {
-	// Answers were given from here; Misses are reads that could not be.
-	Answers, Misses int64
-	// Sessions are remembered, within a few that are about to leave.
+	// Reads are those that the store could not answer, by operation: get,
+	// get_many (each session counts) and get_policy.
+	Reads map[string]Count
+	// Sessions are remembered, within a few that are about to leave; Bytes is
+	// about what they take.
 	Sessions int
+	Bytes    int64
 }
+
+// Count is how many reads were answered from here, and how many could not be.
+type Count struct{ Answers, Misses int64 }
 
 // Stats returns them.
 func (s *Store) Stats() Stats {
-	return Stats{Answers: s.answers.Load(), Misses: s.misses.Load(), Sessions: s.sessions.cache.EstimatedSize()}
+	return Stats{
+		Reads:    map[string]Count{"get": s.get.count(), "get_many": s.getMany.count(), "get_policy": s.getPolicy.count()},
+		Sessions: s.sessions.cache.EstimatedSize(), Bytes: s.sessions.bytes.Load(),
+	}
 }
 
 func (s *Store) ticket() ticket { return ticket{at: s.order.now(), now: s.now()} }
@@ -133,23 +150,14 @@ func (s *Store) saw(id string, out *sessionv1.Session, err error, t ticket) {
 }
 
 // recall answers a read from what is known, or with the store's own error.
-func (s *Store) recall(id string, err error) (*sessionv1.Session, time.Duration, error) {
-	now := s.now()
-	e, ok := s.sessions.get(id)
-	age := time.Duration(0)
-	if ok {
-		age = time.Duration(max(0, now-e.seen)) * time.Millisecond
-	}
-	switch {
-	case !ok, e.standing == doubted, e.standing == known && age > s.opts.MaxStale:
-		s.misses.Add(1)
+func (s *Store) recall(id string, t *tally, err error) (*sessionv1.Session, time.Duration, error) {
+	out, age, known := s.Base(id)
+	if degraded(known) {
+		t.misses.Add(1)
 		return nil, 0, err
-	case e.standing != known: // it is not there any more, and never will be
-		s.answers.Add(1)
-		return nil, age, storage.ErrNotFound
 	}
-	s.answers.Add(1)
-	return view(e.session, now), age, nil
+	t.answers.Add(1)
+	return out, age, known
 }
 
 // Get reads a session.
@@ -157,10 +165,10 @@ func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) 
 	t := s.ticket()
 	out, err := s.Store.Get(ctx, id)
 	s.saw(id, out, err, t)
-	if !degraded(err) {
+	if s.opts.Silent || !degraded(err) {
 		return out, err
 	}
-	out, age, err := s.recall(id, err)
+	out, age, err := s.recall(id, &s.get, err)
 	if !degraded(err) {
 		s.opts.Stale(ctx, age)
 	}
@@ -171,23 +179,24 @@ func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) 
 func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionResult, error) {
 	t := s.ticket()
 	out, err := s.Store.GetMany(ctx, ids)
-	if degraded(err) {
+	if err != nil && (s.opts.Silent || !degraded(err)) {
+		return nil, err
+	}
+	if err != nil {
 		out = make([]storage.SessionResult, len(ids))
 		for i := range out {
 			out[i].Err = err
 		}
-	} else if err != nil {
-		return nil, err
 	}
 	oldest, stale := time.Duration(0), false
 	for i, id := range ids {
 		r := &out[i]
 		s.saw(id, r.Session, r.Err, t)
-		if !degraded(r.Err) {
+		if s.opts.Silent || !degraded(r.Err) {
 			continue
 		}
 		var age time.Duration
-		if r.Session, age, r.Err = s.recall(id, r.Err); !degraded(r.Err) {
+		if r.Session, age, r.Err = s.recall(id, &s.getMany, r.Err); !degraded(r.Err) {
 			oldest, stale = max(oldest, age), true
 		}
 	}
@@ -217,16 +226,16 @@ func (s *Store) GetPolicy(ctx context.Context, project string) (*sessionv1.Proje
 	case errors.Is(err, storage.ErrNotFound):
 		s.policies.learn(project, nil, t)
 	}
-	if !degraded(err) {
+	if s.opts.Silent || !degraded(err) {
 		return out, err
 	}
 	known, ok := s.policies.get(project)
 	age := time.Duration(max(0, t.now-known.seen)) * time.Millisecond
 	if !ok || age > s.opts.MaxStale {
-		s.misses.Add(1)
+		s.getPolicy.misses.Add(1)
 		return nil, err
 	}
-	s.answers.Add(1)
+	s.getPolicy.answers.Add(1)
 	s.opts.Stale(ctx, age)
 	if known.policy == nil {
 		return nil, storage.ErrNotFound

@@ -47,16 +47,7 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	if sh == nil {
 		return nil, false, &storage.InvalidError{Field: "id", Value: storage.Shorten(in.GetId()), Want: "a session id"}
 	}
-	request := ""
-	if requestKey != "" {
-		// NUL is in none of the three, so no two of them spell the same key.
-		request = in.GetProject() + "\x00" + in.GetUser() + "\x00" + requestKey
-	}
-	fields, err := hash(in, request)
-	if err != nil {
-		return nil, false, err
-	}
-	r, err := s.run(ctx, s.scripts.create, sh, append([]any{in.GetId(), request, s.opts.MaxEvents, s.keep()}, fields...)...)
+	r, err := s.create(ctx, sh, in, requestKey, present)
 	if err != nil {
 		return nil, false, err
 	}
@@ -66,6 +57,19 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	}
 	stored, err := s.Get(ctx, id)
 	return stored, existed, err
+}
+
+func (s *Store) create(ctx context.Context, sh *shard, in *sessionv1.Session, requestKey string, at asOf) (reply, error) {
+	request := ""
+	if requestKey != "" {
+		// NUL is in none of the three, so no two of them spell the same key.
+		request = in.GetProject() + "\x00" + in.GetUser() + "\x00" + requestKey
+	}
+	fields, err := hash(in, request)
+	if err != nil {
+		return nil, err
+	}
+	return s.run(ctx, s.scripts.create, sh, append([]any{in.GetId(), request, s.opts.MaxEvents, s.keep(), at.arg()}, fields...)...)
 }
 
 // Get returns a session as of now.
@@ -120,57 +124,6 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 	return out, nil
 }
 
-// updateTries bounds how often an update without an expected revision is tried
-// against concurrent changes.
-const updateTries = 20
-
-// Update changes labels and data.
-func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
-	for range updateTries {
-		out, err := s.tryUpdate(ctx, id, u)
-		if u.IfRevision != 0 || !errors.Is(err, storage.ErrConflict) {
-			return out, err
-		}
-	}
-	return nil, fmt.Errorf("%w: the session changes too fast", storage.ErrUnavailable)
-}
-
-func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
-	old, err := s.Get(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case old.GetPhase() == sessionv1.Session_ENDED, old.GetPhase() == sessionv1.Session_EXPIRED:
-		return nil, storage.ErrEnded
-	case u.IfRevision != 0 && u.IfRevision != old.GetRevision():
-		return nil, storage.ErrConflict
-	}
-	labels, err := u.Labels(old.GetLabels())
-	if err != nil {
-		return nil, err
-	}
-	lab, err := encodeLabels(labels)
-	if err != nil {
-		return nil, err
-	}
-	args := []any{id, old.GetRevision(), "lab", lab}
-	switch {
-	case u.SetData && u.Data == nil:
-		args = append(args, "-", "data")
-	case u.SetData:
-		data, err := proto.Marshal(u.Data)
-		if err != nil {
-			return nil, err
-		}
-		args = append(args, "data", data)
-	}
-	if err := check(s.run(ctx, s.scripts.update, s.shardOf(id), args...)); err != nil {
-		return nil, err
-	}
-	return s.Get(ctx, id)
-}
-
 // End ends a session.
 func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
 	if err := s.usable(ctx); err != nil {
@@ -180,10 +133,14 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 	if sh == nil {
 		return nil, storage.ErrNotFound
 	}
-	if err := check(s.run(ctx, s.scripts.end, sh, id, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents)); err != nil {
+	if err := s.end(ctx, sh, id, reason, present); err != nil {
 		return nil, err
 	}
 	return s.Get(ctx, id)
+}
+
+func (s *Store) end(ctx context.Context, sh *shard, id, reason string, at asOf) error {
+	return check(s.run(ctx, s.scripts.end, sh, id, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents, at.arg()))
 }
 
 // Delete removes a session at once.
@@ -195,7 +152,11 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 	if sh == nil {
 		return storage.ErrNotFound
 	}
-	return check(s.run(ctx, s.scripts.remove, sh, id))
+	return check(s.run(ctx, s.scripts.remove, sh, s.removal(id, present)...))
+}
+
+func (s *Store) removal(id string, at asOf) []any {
+	return []any{id, at.arg(), s.opts.Retention.Milliseconds()}
 }
 
 // RevokeUser ends all live sessions of a user in a project, a bounded number

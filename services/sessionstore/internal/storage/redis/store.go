@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +15,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 	"go.opentelemetry.io/otel/trace"
 	tracenoop "go.opentelemetry.io/otel/trace/noop"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
@@ -30,6 +30,10 @@ type Options struct {
 	// Timeout bounds one round trip, whatever the callers' deadlines; default
 	// 250 ms.
 	Timeout time.Duration
+	// MayBeAway lets New succeed while Redis does not answer. What is in Redis
+	// is checked before the first operation that reaches it then, and if it was
+	// made otherwise, every operation and Status fail from there on.
+	MayBeAway bool
 	// Breakers holds the circuit breakers; a registry with defaults where nil.
 	Breakers *resilience.Registry
 	// Shards is 1 to 1,024; default 64. It is written to Redis at the first
@@ -104,7 +108,12 @@ type Store struct {
 	tracer   trace.Tracer
 	policies policyCache
 	tail     *tail
+	holds    holds
 
+	// checked is what became of the check of what is in Redis; nil until it is
+	// made, by one caller for all who wait.
+	checked  atomic.Pointer[checked]
+	checking singleflight.Group
 	// epoch names the data that was there when it was last looked at.
 	epoch atomic.Pointer[string]
 	lost  storage.LossRecord
@@ -122,12 +131,9 @@ type shard struct {
 	p string
 }
 
-// format is the version of the key scheme.
-const format = "1"
-
 // New connects, and checks that what is in Redis was made with the same number
 // of shards and key scheme. It fails with storage.ErrUnavailable when Redis
-// does not answer.
+// does not answer, unless that may be.
 func New(ctx context.Context, opts Options) (*Store, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -145,31 +151,20 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}),
 		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
 	}
+	s.holds.written = map[string]written{}
 	for n := range opts.Shards {
 		s.shards = append(s.shards, &shard{n: n, p: prefix(n)})
 	}
-	if err := s.checkMeta(ctx); err != nil {
+	err = s.check(ctx)
+	if opts.MayBeAway && errors.Is(err, storage.ErrUnavailable) {
+		err = nil // it is made later
+	}
+	if err != nil {
 		return nil, errors.Join(err, c.close())
 	}
 	s.tail = newTail(s)
 	s.work.Go(s.tail.run)
 	return s, nil
-}
-
-func (s *Store) checkMeta(ctx context.Context) error {
-	r, err := s.meta(ctx)
-	if err != nil {
-		return fmt.Errorf("redis: %w", err)
-	}
-	if got := r.text(0); got != strconv.Itoa(s.opts.Shards) {
-		return fmt.Errorf("--shards: got %d, but this Redis was first used with %s shards, which cannot change", s.opts.Shards, got)
-	}
-	if got := r.text(1); got != format {
-		return fmt.Errorf("this Redis holds format %s, this program reads format %s", got, format)
-	}
-	epoch := r.text(2)
-	s.epoch.Store(&epoch)
-	return nil
 }
 
 func (s *Store) meta(ctx context.Context) (reply, error) {
@@ -216,7 +211,19 @@ func (s *Store) Close() error {
 	return s.closeErr
 }
 
+// usable says why no operation may begin.
 func (s *Store) usable(ctx context.Context) error {
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	if c := s.checked.Load(); c != nil {
+		return c.err
+	}
+	return s.admit(ctx)
+}
+
+// open says whether neither the store is closed nor ctx has ended.
+func (s *Store) open(ctx context.Context) error {
 	select {
 	case <-s.closed:
 		return storage.ErrClosed

@@ -94,7 +94,7 @@ func (t *tail) run() {
 			failures = 0
 			continue
 		}
-		if t.s.usable(ctx) != nil {
+		if t.s.open(ctx) != nil {
 			return
 		}
 		if failures++; failures&(failures-1) == 0 { // the 1st, 2nd, 4th, 8th ... in a row
@@ -115,6 +115,9 @@ func (t *tail) pause(ctx context.Context, d time.Duration) {
 
 func (t *tail) follow(ctx context.Context) error {
 	if t.last[0] == "" {
+		if err := t.s.usable(ctx); err != nil {
+			return err
+		}
 		if err := t.seek(ctx); err != nil {
 			return err
 		}

@@ -1,0 +1,84 @@
+package sessionstore
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/livinguniverse/stoker/pkg/resilience"
+	"github.com/livinguniverse/stoker/pkg/telemetry"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/server"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/fallback"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/journal"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/resilient"
+)
+
+// backend is an open store, and those of its layers that there is something to
+// ask: what one layer knows, the ones above it do not pass on.
+type backend struct {
+	// Store is the outermost layer.
+	storage.Store
+	// limits are those in front of Redis; nil with the embedded store.
+	limits server.Limiter
+	// near remembers sessions; nil where nothing does.
+	near *fallback.Store
+	// journal takes writes that Redis does not; nil where nothing does.
+	journal *journal.Store
+	// standsIn says whether a layer takes writes now while Redis does not
+	// answer: the service can do its work then. Nil where none ever does.
+	standsIn func() bool
+}
+
+// open opens the configured backend; what is above the store itself is, from
+// the outside: journal, near-cache, retries and limits.
+func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *resilience.Registry, marks *server.Marks) (*backend, error) {
+	if cfg.Backend() == StorageMemory {
+		store, err := memory.New(memory.Options{ //nolint:contextcheck // recovery is not bounded by a caller
+			Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax, Retention: cfg.Retention,
+			Clock: time.Now, DataDir: cfg.DataDir, Log: tel.Log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		return &backend{Store: store}, nil
+	}
+	store, err := redis.New(ctx, redis.Options{
+		URL: cfg.RedisURL, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
+		Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: time.Now, Tracer: tel.Tracer, Log: tel.Log, MayBeAway: cfg.Journals(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	guarded := resilient.New(store, resilient.Options{Clock: time.Now})
+	b := &backend{Store: guarded, limits: guarded}
+	if err := b.fallbacks(cfg, tel, marks); err != nil { //nolint:contextcheck // recovery is not bounded by a caller
+		return nil, errors.Join(err, b.Close())
+	}
+	return b, nil
+}
+
+// fallbacks puts what answers while Redis does not over it.
+func (b *backend) fallbacks(cfg Config, tel *telemetry.Telemetry, marks *server.Marks) error {
+	if !cfg.remembers() {
+		return nil
+	}
+	near, err := fallback.New(b.Store, fallback.Options{
+		Clock: time.Now, MaxSessions: cfg.NearCache, Stale: marks.Stale, Silent: cfg.ReadFallback != FallbackStale,
+	})
+	if err != nil {
+		return err
+	}
+	b.Store, b.near = near, near
+	if cfg.Journals() {
+		return b.openJournal(cfg, tel, marks)
+	}
+	return nil
+}
+
+// works says whether calls can be served although the store answers err.
+func (b *backend) works(err error) bool {
+	return err == nil || errors.Is(err, storage.ErrUnavailable) && b.standsIn != nil && b.standsIn()
+}

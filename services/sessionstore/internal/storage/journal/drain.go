@@ -1,0 +1,235 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+const (
+	// drainers is how many sessions are replayed at a time, and how many that
+	// cannot be replayed in a row end a round.
+	drainers = 64
+	// Pauses between rounds in which nothing could be replayed.
+	minPause, maxPause = 20 * time.Millisecond, 500 * time.Millisecond
+	// tidyBytes is how much may lie in the log once nothing waits.
+	tidyBytes = 1 << 20
+)
+
+// drain replays what waits, and keeps the log in order, until ctx ends.
+func (s *Store) drain(ctx context.Context) {
+	mend := time.NewTicker(s.opts.reopenEvery)
+	defer mend.Stop()
+	length, wake := minPause, s.wake
+	var again <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-mend.C:
+			s.mend()
+			continue
+		case <-wake:
+		case <-again:
+		}
+		moved := s.round(ctx)
+		s.tidy()
+		switch {
+		case s.depth.Load() == 0:
+			length, wake, again = minPause, s.wake, nil
+		case moved:
+			length, wake, again = minPause, nil, time.After(0)
+		default:
+			// What is accepted meanwhile waits too, and wakes nobody.
+			wake, again = nil, time.After(length)
+			length = min(2*length, maxPause)
+		}
+	}
+}
+
+// round tries every session that waits once, and returns whether anything was
+// replayed. Those that cannot be replayed go behind the others, so that a dead
+// node of a cluster stands in nobody's way.
+func (s *Store) round(ctx context.Context) (moved bool) {
+	var g errgroup.Group
+	g.SetLimit(drainers)
+	var failures, replayed atomic.Int64
+	for n := s.waiting.sessions(); n > 0 && failures.Load() < drainers && ctx.Err() == nil; n-- {
+		q := s.waiting.pull()
+		if q == nil {
+			break
+		}
+		g.Go(func() error {
+			if s.drainSession(ctx, q, &replayed) {
+				failures.Store(0)
+				return nil
+			}
+			failures.Add(1)
+			s.waiting.later(q)
+			return nil
+		})
+	}
+	_ = g.Wait() // nothing returns one
+	return replayed.Load() > 0
+}
+
+// drainSession replays a session's writes in order; false when some are left.
+func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int64) bool {
+	for {
+		a, then := s.waiting.head(q)
+		if a != nil {
+			err := s.Store.Replay(ctx, a.write)
+			if err != nil && !final(err) {
+				return false
+			}
+			if then == nil && err == nil {
+				// The near-cache forgot the session; the next outage may come at once.
+				_, _ = s.Store.Get(ctx, q.id)
+			}
+			if !s.settled(ctx, q, a, then, err) {
+				return false
+			}
+			replayed.Add(1)
+		}
+		if then != nil {
+			continue
+		}
+		lock := s.stripe(&s.sessions, q.id)
+		lock.Lock()
+		left := s.leave(q)
+		if left {
+			s.shadow.Forget(q.id)
+		}
+		lock.Unlock()
+		if left {
+			return true
+		}
+	}
+}
+
+// final says whether an error of Replay is the write's end: it was not applied
+// and never will be as it is.
+func final(err error) bool {
+	for _, not := range []error{storage.ErrUnavailable, storage.ErrExhausted, storage.ErrClosed, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, not) {
+			return false
+		}
+	}
+	return true
+}
+
+// settled writes down that a write was replayed, or that it is a dead letter. The
+// log must know before the next one is replayed, and before the session is
+// changed without us: after a crash the write comes again, and would then be a
+// stale one. Only events and reports do not mind that more of them came after.
+func (s *Store) settled(ctx context.Context, q *queue, a, then *accepted, err error) bool {
+	record, eerr := doneRecord(a.seq)
+	if err != nil && !moot(a.write, err) {
+		record, eerr = deadRecord(a.seq, err.Error())
+		s.letters.add(s.letterID(a.seq), a, err.Error())
+		s.opts.Log.WarnContext(ctx, "an accepted write cannot be replayed and is a dead letter now",
+			slog.String("id", s.letterID(a.seq)), slog.String("operation", operation(a.write)),
+			slog.String("session", a.write.SessionID), slog.Any("error", err))
+	}
+	if eerr == nil {
+		// With the log broken, memory alone knows; it is written anew by mend.
+		if at, err := s.disk.append(record); err == nil && (then == nil || !adds(a) || !adds(then)) {
+			if at.wait(ctx) != nil && ctx.Err() != nil {
+				return false
+			}
+		}
+	}
+	s.replayed(q)
+	return true
+}
+
+// adds says whether a write only adds to what is there.
+func adds(a *accepted) bool { return a.write.Append != nil || a.write.Extend != nil }
+
+// moot says whether nothing is lost by a write that cannot be replayed: nobody
+// misses the activity in a session that is over, nor the end of one that is
+// gone.
+func moot(w storage.Write, err error) bool {
+	over := errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrEnded)
+	return over && (w.Extend != nil || w.End != nil || w.Delete)
+}
+
+// mend opens a broken log again and writes what waits into it.
+func (s *Store) mend() {
+	before := s.disk.failure()
+	if before == nil {
+		return
+	}
+	if err := s.disk.reopen(s.emit); err != nil {
+		s.opts.Log.Debug("the journal still cannot be written", slog.Any("error", err))
+		return
+	}
+	s.opts.Log.Info("the journal can be written again", slog.Any("was", before))
+}
+
+// tidy replaces a log that has grown by what still counts.
+func (s *Store) tidy() {
+	most := 2 * s.opts.MaxBytes
+	if s.depth.Load() == 0 {
+		most = tidyBytes
+	}
+	if s.disk.size() < most || s.disk.failure() != nil {
+		return
+	}
+	if err := s.disk.snapshot(s.emit); err != nil {
+		s.opts.Log.Error("the journal goes on growing", slog.Any("error", err))
+	}
+}
+
+// emit writes what counts: the journal's name, the dead letters, and the
+// sessions that wait, with what was replayed of them.
+func (s *Store) emit(put func(record []byte) error) error {
+	name, err := holderRecord(s.holder)
+	if err != nil {
+		return err
+	}
+	if err := put(name); err != nil {
+		return err
+	}
+	for _, l := range s.letters.all() {
+		if err := putAccepted(put, l.write); err != nil {
+			return err
+		}
+		if err := putEncoded(put)(deadRecord(l.write.seq, l.reason)); err != nil {
+			return err
+		}
+	}
+	for _, q := range s.waiting.all() {
+		for i, a := range q.writes {
+			if err := putAccepted(put, a); err != nil {
+				return err
+			}
+			if i < q.next && !s.letters.has(s.letterID(a.seq)) {
+				if err := putEncoded(put)(doneRecord(a.seq)); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func putAccepted(put func(record []byte) error, a *accepted) error {
+	clone := *a // encode takes the size
+	return putEncoded(put)(clone.encode())
+}
+
+func putEncoded(put func(record []byte) error) func(record []byte, err error) error {
+	return func(record []byte, err error) error {
+		if err != nil {
+			return err
+		}
+		return put(record)
+	}
+}

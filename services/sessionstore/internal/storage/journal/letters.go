@@ -1,0 +1,143 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// DeadLetter is an accepted write that cannot be replayed as it is.
+type DeadLetter struct {
+	// ID names it among those of all replicas.
+	ID        string
+	SessionID string
+	// Operation is the RPC it came by, such as "UpdateSession".
+	Operation string
+	// Reason is why it could not be replayed.
+	Reason   string
+	Accepted time.Time
+}
+
+type letter struct {
+	id     string
+	write  *accepted
+	reason string
+}
+
+// letters are the dead letters, by id.
+type letters struct {
+	mu sync.Mutex
+	by map[string]*letter
+	// retrying is held by who retries or drops one.
+	retrying sync.Mutex
+}
+
+func (l *letters) init() { l.by = map[string]*letter{} }
+
+func (s *Store) letterID(seq int64) string { return fmt.Sprintf("%s-%012d", s.holder, seq) }
+
+func (l *letters) add(id string, a *accepted, reason string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.by[id] = &letter{id, a, reason}
+}
+
+func (l *letters) has(id string) bool { return l.get(id) != nil }
+
+func (l *letters) get(id string) *letter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.by[id]
+}
+
+func (l *letters) remove(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.by, id)
+}
+
+func (l *letters) count() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int64(len(l.by))
+}
+
+// all returns them by id, which is the order of their acceptance.
+func (l *letters) all() []*letter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]*letter, 0, len(l.by))
+	for _, x := range l.by {
+		out = append(out, x)
+	}
+	slices.SortFunc(out, func(a, b *letter) int { return strings.Compare(a.id, b.id) })
+	return out
+}
+
+// DeadLetters returns at most limit of them, in the order of their acceptance,
+// after the one named; from the first where after is empty. More says that
+// there are others behind these.
+func (s *Store) DeadLetters(limit int, after string) (page []DeadLetter, more bool) {
+	for _, l := range s.letters.all() {
+		if l.id <= after {
+			continue
+		}
+		if len(page) == limit {
+			return page, true
+		}
+		page = append(page, DeadLetter{
+			ID: l.id, SessionID: l.write.write.SessionID, Operation: operation(l.write.write), Reason: l.reason, Accepted: l.write.write.At,
+		})
+	}
+	return page, false
+}
+
+// RetryDeadLetter replays a dead letter, an update without the revision that it
+// expected: whoever asks has decided. With drop it is dropped instead. It
+// returns storage.ErrNotFound when there is no such dead letter, and the
+// replay's error when it fails again; then it stays.
+func (s *Store) RetryDeadLetter(ctx context.Context, id string, drop bool) error {
+	s.letters.retrying.Lock()
+	defer s.letters.retrying.Unlock()
+	l := s.letters.get(id)
+	if l == nil {
+		return storage.ErrNotFound
+	}
+	if !drop {
+		w := l.write.write
+		if w.Update != nil {
+			u := *w.Update
+			u.IfRevision = 0
+			w.Update = &u
+		}
+		if err := s.Store.Replay(ctx, w); err != nil {
+			if errors.Is(err, storage.ErrNotFound) {
+				return errGone
+			}
+			return err
+		}
+	}
+	record, err := doneRecord(l.write.seq)
+	if err != nil {
+		return err
+	}
+	at, err := s.disk.append(record)
+	if err == nil {
+		err = at.wait(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	s.letters.remove(id)
+	return nil
+}
+
+// errGone is the reason why a dead letter cannot be replayed when its session is
+// not there: storage.ErrNotFound would say that the letter is not.
+var errGone = fmt.Errorf("%w: it is not there any more", storage.ErrEnded)

@@ -1,0 +1,75 @@
+package journal
+
+import (
+	"path/filepath"
+	"testing"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
+)
+
+// TestDeadLetters: what another replica made impossible is not forced, not lost,
+// and stands in nobody's way.
+func TestDeadLetters(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	defer r.close()
+	changed, ended := r.create("ann"), r.create("bob")
+	r.below.Set(storagetest.Refuses)
+	must[*sessionv1.Session](t)(r.Update(ctx, changed, storage.Update{IfRevision: 1, SetLabels: map[string]string{"a": "mine"}}))
+	must[*sessionv1.Session](t)(r.Update(ctx, changed, label("b", "mine")))
+	must[[]string](t)(r.Append(ctx, ended, []*sessionv1.Event{event("e")}))
+	must[[]storage.ExtendResult](t)(r.Extend(ctx, []storage.Activity{{SessionID: ended}}))
+	// Meanwhile, elsewhere.
+	must[*sessionv1.Session](t)(r.inner.Update(ctx, changed, label("a", "theirs")))
+	must[*sessionv1.Session](t)(r.inner.End(ctx, ended, "elsewhere"))
+	r.drained()
+	r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Works)
+
+	got := must[*sessionv1.Session](t)(r.Get(ctx, changed))
+	if got.GetLabels()["a"] != "theirs" || got.GetLabels()["b"] != "mine" {
+		t.Errorf("it is %v", got)
+	}
+	page, more := r.DeadLetters(1, "")
+	if len(page) != 1 || !more || page[0].SessionID != changed || page[0].Operation != "UpdateSession" || page[0].Reason == "" || page[0].Accepted.IsZero() {
+		t.Fatalf("dead letters: %+v, %v", page, more)
+	}
+	rest, more := r.DeadLetters(10, page[0].ID)
+	if len(rest) != 1 || more || rest[0].SessionID != ended || rest[0].Operation != "AppendEvents" {
+		t.Fatalf("dead letters: %+v, %v", rest, more)
+	}
+
+	wantErr(t, r.RetryDeadLetter(ctx, rest[0].ID, false), storage.ErrEnded) // it stays
+	wantErr(t, r.RetryDeadLetter(ctx, "nobody", false), storage.ErrNotFound)
+	if err := r.RetryDeadLetter(ctx, page[0].ID, false); err != nil {
+		t.Fatal(err)
+	}
+	if got := must[*sessionv1.Session](t)(r.inner.Get(ctx, changed)); got.GetLabels()["a"] != "mine" {
+		t.Errorf("retried it is %v", got)
+	}
+	if err := r.RetryDeadLetter(ctx, rest[0].ID, true); err != nil {
+		t.Fatal(err)
+	}
+	r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Works)
+	if n := r.Stats().DeadLetters; n != 0 {
+		t.Errorf("%d dead letters are left", n)
+	}
+}
+
+// TestReadsAfterReplay: what was replayed is known when the next outage comes.
+func TestReadsAfterReplay(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	defer r.close()
+	id := r.create("ann")
+	r.below.Set(storagetest.Refuses)
+	must[*sessionv1.Session](t)(r.Update(ctx, id, label("a", "1")))
+	r.drained()
+	// The next outage comes at once: reads and writes go on.
+	r.below.Set(storagetest.Refuses)
+	if got := must[*sessionv1.Session](t)(r.Get(ctx, id)); got.GetLabels()["a"] != "1" {
+		t.Errorf("it reads as %v", got)
+	}
+	must[*sessionv1.Session](t)(r.Update(ctx, id, label("a", "2")))
+}

@@ -1,0 +1,198 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// Get reads a session.
+func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) {
+	for s.holds(id) {
+		if out, age, ok := s.peek(ctx, id); ok {
+			s.opts.Stale(ctx, age)
+			return out.Session, out.Err
+		}
+	}
+	return s.Store.Get(ctx, id)
+}
+
+// peek reads a session that has writes waiting, and how old the knowledge is
+// that they are built on; false when it left meanwhile.
+func (s *Store) peek(ctx context.Context, id string) (storage.SessionResult, time.Duration, bool) {
+	q := s.waiting.of(id)
+	if q == nil {
+		return storage.SessionResult{}, 0, false
+	}
+	sess, err := s.shadow.Get(ctx, id)
+	if s.waiting.of(id) != q {
+		return storage.SessionResult{}, 0, false
+	}
+	return storage.SessionResult{Session: sess, Err: err}, s.age(q), true
+}
+
+func (s *Store) age(q *queue) time.Duration {
+	return max(0, s.now().Sub(s.waiting.first(q).write.At))
+}
+
+// GetMany reads sessions.
+func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionResult, error) {
+	if s.depth.Load() == 0 {
+		return s.Store.GetMany(ctx, ids)
+	}
+	out := make([]storage.SessionResult, len(ids))
+	var ask []string
+	var places []int
+	oldest, stale := time.Duration(0), false
+	for i, id := range ids {
+		if r, age, ok := s.peek(ctx, id); ok {
+			out[i] = r
+			oldest, stale = max(oldest, age), true
+			continue
+		}
+		ask, places = append(ask, id), append(places, i)
+	}
+	if len(ask) > 0 {
+		res, err := s.Store.GetMany(ctx, ask)
+		if err != nil && !errors.Is(err, storage.ErrUnavailable) {
+			return nil, err
+		}
+		for j, i := range places {
+			if err != nil {
+				out[i].Err = err
+			} else {
+				out[i] = res[j]
+			}
+		}
+	}
+	if stale {
+		s.opts.Stale(ctx, oldest)
+	}
+	return out, nil
+}
+
+// ListEvents pages through a session's log. Of one that has writes waiting, what
+// was appended before is asked of the store underneath; where that cannot
+// answer, the page says that events may be missing.
+func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.EventPage, error) {
+	until := s.opts.Clock().Add(q.Wait)
+	for s.holds(q.SessionID) {
+		queue := s.waiting.of(q.SessionID)
+		if queue == nil {
+			break
+		}
+		page, err := s.pending(ctx, q, queue)
+		if s.waiting.of(q.SessionID) != queue {
+			// What woke the wait may be that the session left: the store underneath
+			// has the same events.
+			q.Wait = max(0, until.Sub(s.opts.Clock()))
+			continue
+		}
+		s.opts.Stale(ctx, s.age(queue))
+		return page, err
+	}
+	return s.Store.ListEvents(ctx, q)
+}
+
+// pending pages through the log of a session that has writes waiting.
+func (s *Store) pending(ctx context.Context, q storage.EventQuery, queue *queue) (storage.EventPage, error) {
+	first := s.waiting.first(queue)
+	start, err := storage.ParseCursor("start", first.start)
+	if err != nil || first.write.Create != nil {
+		return s.shadow.ListEvents(ctx, q)
+	}
+	if q.Tail > 0 {
+		page, err := s.shadow.ListEvents(ctx, q)
+		if err != nil || len(page.Events) == q.Tail {
+			return page, err
+		}
+		rest, err := s.Store.ListEvents(ctx, q)
+		if err != nil {
+			page.Truncated = true
+			return page, nil //nolint:nilerr // the page says so
+		}
+		all := append(upTo(rest.Events, start), page.Events...)
+		page.Events = all[max(0, len(all)-q.Tail):]
+		return page, nil
+	}
+	after, err := storage.ParseCursor("after", q.After)
+	if err != nil {
+		return storage.EventPage{}, err
+	}
+	if after.Compare(start) >= 0 {
+		return s.shadow.ListEvents(ctx, q)
+	}
+	now := q
+	now.Wait = 0
+	page, err := s.Store.ListEvents(ctx, now)
+	if err == nil {
+		if page.Events = upTo(page.Events, start); len(page.Events) > 0 {
+			page.Next, page.More, page.Over = page.Events[len(page.Events)-1].GetCursor(), true, false
+			return page, nil
+		}
+		return s.shadow.ListEvents(ctx, q)
+	}
+	page, err = s.shadow.ListEvents(ctx, q)
+	page.Truncated = true
+	return page, err
+}
+
+// upTo returns those of a page's events that come before what was accepted
+// here.
+func upTo(events []*sessionv1.Event, start storage.Cursor) []*sessionv1.Event {
+	for i, e := range events {
+		if at, err := storage.ParseCursor("cursor", e.GetCursor()); err != nil || at.Compare(start) > 0 {
+			return events[:i:i]
+		}
+	}
+	return events[:len(events):len(events)]
+}
+
+// List pages through sessions. It cannot be answered while writes wait: what it
+// left out would look as if it were not there.
+func (s *Store) List(ctx context.Context, q storage.ListQuery) (storage.SessionPage, error) {
+	if s.depth.Load() > 0 {
+		return storage.SessionPage{}, unavailable(errWaiting)
+	}
+	return s.Store.List(ctx, q)
+}
+
+// ActiveUsers pages through users, as List does through sessions.
+func (s *Store) ActiveUsers(ctx context.Context, q storage.ListQuery) (storage.UserPage, error) {
+	if s.depth.Load() > 0 {
+		return storage.UserPage{}, unavailable(errWaiting)
+	}
+	return s.Store.ActiveUsers(ctx, q)
+}
+
+// Census counts sessions, as List lists them.
+func (s *Store) Census(ctx context.Context) (storage.Census, error) {
+	if s.depth.Load() > 0 {
+		return storage.Census{}, unavailable(errWaiting)
+	}
+	return s.Store.Census(ctx)
+}
+
+// RevokeUser ends a user's sessions. While writes wait it could miss some.
+func (s *Store) RevokeUser(ctx context.Context, project, user string, except []string, reason string) (int, error) {
+	if s.depth.Load() > 0 {
+		return 0, unavailable(errWaiting)
+	}
+	return s.Store.RevokeUser(ctx, project, user, except, reason)
+}
+
+// Explain tells what became of a session's activity, of which only the store
+// underneath knows all.
+func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, error) {
+	out, err := s.Store.Explain(ctx, id)
+	if errors.Is(err, storage.ErrNotFound) && s.holds(id) {
+		return storage.Explanation{}, unavailable(errWaiting)
+	}
+	return out, err
+}
+
+// Replay is the store's underneath: what it is told has a journal already.
+func (s *Store) Replay(ctx context.Context, w storage.Write) error { return s.Store.Replay(ctx, w) }

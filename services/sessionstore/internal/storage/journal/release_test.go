@@ -1,0 +1,118 @@
+package journal
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
+)
+
+// TestSweepWaits: a session whose activity waits here, or has only just been
+// replayed, is let go by no replica, before the activity group has seen it; also
+// when the process was killed meanwhile.
+func TestSweepWaits(t *testing.T) {
+	for _, crash := range []bool{false, true} {
+		ctx := t.Context()
+		r := newRig(t, t.TempDir())
+		group := must[storage.FeedReader](t)(r.inner.OpenFeed(ctx, storage.ActivityGroup, "one"))
+		acknowledge := func() {
+			t.Helper()
+			for {
+				state := must[[]storage.GroupState](t)(r.inner.Groups(ctx))
+				left := int64(0)
+				for _, g := range state {
+					left += g.Lag + g.Pending
+				}
+				if left == 0 {
+					return
+				}
+				b := must[storage.FeedBatch](t)(group.Next(ctx, 1000))
+				for _, e := range b.Entries {
+					if err := group.Ack(ctx, []storage.FeedAck{{Shard: int(e.GetShard()), Cursor: e.GetCursor()}}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+		busy, idle := r.create("ann"), r.create("bob")
+		acknowledge()
+		must[storage.SweepResult](t)(r.Sweep(ctx))
+		phase := func(id string) sessionv1.Session_Phase {
+			t.Helper()
+			return must[*sessionv1.Session](t)(r.inner.Get(ctx, id)).GetPhase()
+		}
+		over := func(id string) bool {
+			t.Helper()
+			return must[*sessionv1.Session](t)(r.inner.Get(ctx, id)).GetEndTime() != nil
+		}
+
+		r.below.Set(storagetest.Refuses)
+		r.clock.Advance(9 * time.Minute)
+		must[[]string](t)(r.Append(ctx, busy, []*sessionv1.Event{event("in time")}))
+		_, err := r.Sweep(ctx)
+		wantErr(t, err, storage.ErrUnavailable)
+		r.clock.Advance(2 * time.Minute)
+		// Another replica reaches the store before this one does.
+		must[storage.SweepResult](t)(r.inner.Sweep(ctx))
+		if over(busy) || over(idle) {
+			t.Fatalf("let go while writes wait: %v, %v", phase(busy), phase(idle))
+		}
+		r.drained()
+		if crash {
+			r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Works)
+		}
+		for range 3 { // replayed, but nobody has read it
+			must[storage.SweepResult](t)(r.Sweep(ctx))
+			must[storage.SweepResult](t)(r.inner.Sweep(ctx))
+		}
+		if over(busy) {
+			t.Fatalf("let go before its activity was seen: %v", phase(busy))
+		}
+		// The activity service reads it and extends.
+		at := r.clock.Now().Add(-2 * time.Minute)
+		res := must[[]storage.ExtendResult](t)(r.Extend(ctx, []storage.Activity{{SessionID: busy, Time: at}}))
+		if res[0].Response.GetOutcome() != sessionv1.ExtendTTLResponse_EXTENDED {
+			t.Fatalf("got %v", res[0])
+		}
+		acknowledge()
+		r.clock.Advance(time.Second)
+		for range 3 {
+			must[storage.SweepResult](t)(r.Sweep(ctx))
+		}
+		if over(busy) || !over(idle) {
+			t.Fatalf("after all was seen: busy over %v, idle over %v", over(busy), over(idle))
+		}
+		if err := group.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r.close()
+	}
+}
+
+// TestHoldGivesWay: nothing is held for longer than settle_max.
+func TestHoldGivesWay(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	defer r.close()
+	id := r.create("ann")
+	must[storage.SweepResult](t)(r.Sweep(ctx))
+	r.below.Set(storagetest.Refuses)
+	must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("e")}))
+	r.clock.Advance(10*time.Minute + settleMax/2)
+	must[storage.SweepResult](t)(r.inner.Sweep(ctx))
+	if s := must[*sessionv1.Session](t)(r.inner.Get(ctx, id)); s.GetEndTime() != nil {
+		t.Fatalf("let go within settle_max: %v", s)
+	}
+	r.clock.Advance(settleMax/2 + time.Second)
+	must[storage.SweepResult](t)(r.inner.Sweep(ctx))
+	if s := must[*sessionv1.Session](t)(r.inner.Get(ctx, id)); s.GetEndTime() == nil {
+		t.Fatalf("still held: %v", s)
+	}
+	r.drained()
+	if n := r.Stats().DeadLetters; n != 1 {
+		t.Errorf("%d dead letters, want the event that came too late", n)
+	}
+}

@@ -1,0 +1,76 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// format is the version of the key scheme.
+const format = "1"
+
+// checked is the outcome of the check: nil, or the mismatch that stays for as
+// long as the store is open.
+type checked struct{ err error }
+
+// mismatchError says that what is in Redis was made by another configuration
+// or version.
+type mismatchError struct{ why string }
+
+func (e *mismatchError) Error() string { return e.why }
+
+// admit makes the check for everybody who waits for it. It goes on when the
+// caller who began it leaves.
+func (s *Store) admit(ctx context.Context) error {
+	done := s.checking.DoChan("", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*s.opts.Timeout)
+		defer cancel()
+		return nil, s.check(ctx)
+	})
+	select {
+	case r := <-done:
+		return r.Err
+	case <-s.closed:
+		return storage.ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// check compares what is in Redis with the options, unless that was done. A
+// Redis that does not answer is no outcome.
+func (s *Store) check(ctx context.Context) error {
+	if c := s.checked.Load(); c != nil {
+		return c.err
+	}
+	err := s.checkMeta(ctx)
+	var mismatch *mismatchError
+	switch {
+	case err == nil:
+		s.checked.Store(&checked{})
+	case errors.As(err, &mismatch):
+		s.checked.Store(&checked{err})
+		s.opts.Log.ErrorContext(ctx, "this Redis cannot be used", slog.Any("error", err))
+	}
+	return err
+}
+
+func (s *Store) checkMeta(ctx context.Context) error {
+	r, err := s.meta(ctx)
+	if err != nil {
+		return fmt.Errorf("redis: %w", err)
+	}
+	if got := r.text(0); got != strconv.Itoa(s.opts.Shards) {
+		return &mismatchError{fmt.Sprintf("--shards: got %d, but this Redis was first used with %s shards, which cannot change", s.opts.Shards, got)}
+	}
+	if got := r.text(1); got != format {
+		return &mismatchError{fmt.Sprintf("this Redis holds format %s, this program reads format %s", got, format)}
+	}
+	epoch := r.text(2)
+	s.epoch.Store(&epoch)
+	return nil
+}
