@@ -17,18 +17,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
-	"github.com/spf13/pflag"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/livinguniverse/stoker/pkg/auth"
 	"github.com/livinguniverse/stoker/pkg/redistest"
-	"github.com/livinguniverse/stoker/pkg/rpc"
-	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/sessionstore"
 )
 
 // What the store under test runs with.
@@ -79,49 +73,9 @@ func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 	}
 	t.Cleanup(e.proxy.Stop)
 
-	var cfg sessionstore.Config
-	fs := pflag.NewFlagSet("store", pflag.ContinueOnError)
-	cfg.Flags(fs)
-	err := fs.Parse([]string{
-		"--redis-url", "redis://" + front, "--redis-timeout", faultTimeout.String(),
-		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
-	})
-	if err != nil || cfg.Validate() != nil {
-		t.Fatal(err, cfg.Validate())
-	}
-	tel := telemetry.Nop()
-	svc, err := sessionstore.New(t.Context(), cfg, tel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	authn, err := (&auth.Config{Mode: "none"}).Authenticator()
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper})
-	if err != nil {
-		t.Fatal(err)
-	}
-	svc.Register(srv)
-	pipe := rpc.NewPipe()
-	var running sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
-	running.Go(func() { _ = srv.Serve(pipe.Listener()) })
-	running.Go(func() { _ = svc.Run(ctx, health.NewServer()) })
-	conn, err := rpc.Dial(rpc.PipeTarget, tel, pipe.DialOption())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = conn.Close()
-		cancel()
-		svc.Drain()
-		srv.Stop()
-		running.Wait()
-		if err := svc.Close(); err != nil {
-			t.Log(err)
-		}
-	})
+	conn := openStore(t, nil,
+		"--redis-url", "redis://"+front, "--redis-timeout", faultTimeout.String(),
+		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms")
 	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
 	return e
 }

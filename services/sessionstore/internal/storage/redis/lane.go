@@ -81,13 +81,23 @@ func (l *lane) reload(ctx context.Context) {
 // applied.
 func (l *lane) do(ctx context.Context, cmd goredis.Cmder) error {
 	if err := ctx.Err(); err != nil {
-		return err
+		return departureError{err}
 	}
-	if err := l.auto.Submit(ctx, cmd).WaitContext(ctx); err != nil {
+	err := l.auto.Submit(ctx, cmd).WaitContext(ctx)
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return departureError{err}
+	}
+	if err != nil {
 		return err
 	}
 	return cmd.Err()
 }
+
+// departureError is the end of a caller's own context. It is told apart from the end
+// of a round trip's, which is Redis's fault.
+type departureError struct{ error }
+
+func (d departureError) Unwrap() error { return d.error }
 
 // pipeline sends commands in one round trip for each node; each has its own
 // error then. It returns the context's error when that ends first: the commands
