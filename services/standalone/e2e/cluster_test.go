@@ -1,0 +1,181 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/livinguniverse/stoker/pkg/redistest"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+)
+
+// clusterLoad calls about sessions of a cluster: each client at its own pace,
+// one call at a time, so that latency is measured and not how much fits in.
+type clusterLoad struct {
+	store sessionv1.StorageServiceClient
+	// byNode are the sessions of each node.
+	byNode map[string][]string
+
+	mu     sync.Mutex
+	took   map[string][]time.Duration
+	failed map[string]map[codes.Code]int
+}
+
+func newClusterLoad(t *testing.T, cluster *redistest.Cluster, store sessionv1.StorageServiceClient) *clusterLoad {
+	t.Helper()
+	l := &clusterLoad{store: store, byNode: map[string][]string{}}
+	for n := range 300 {
+		_, err := store.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{User: fmt.Sprint("user-", n)})
+		must(t, err)
+	}
+	for _, node := range cluster.Nodes {
+		client := goredis.NewClient(&goredis.Options{Addr: node.Addr})
+		keys, err := client.Keys(t.Context(), "stoker:*:session:*").Result()
+		must(t, err)
+		must(t, client.Close())
+		for _, k := range keys {
+			l.byNode[node.Addr] = append(l.byNode[node.Addr], k[strings.LastIndexByte(k, ':')+1:])
+		}
+		if len(keys) < 30 {
+			t.Fatalf("node %s has only %d of 300 sessions", node.Addr, len(keys))
+		}
+	}
+	return l
+}
+
+// round drives the load for a while and returns, by node, the p99 and what
+// failed.
+func (l *clusterLoad) round(ctx context.Context, lasts time.Duration) (p99 map[string]time.Duration, failed map[string]map[codes.Code]int) {
+	const clients, think = 4, 5 * time.Millisecond // clients of each node
+	l.took, l.failed = map[string][]time.Duration{}, map[string]map[codes.Code]int{}
+	end := time.Now().Add(lasts)
+	var wg sync.WaitGroup
+	for node, ids := range l.byNode {
+		for c := range clients {
+			wg.Go(func() {
+				for n := c; time.Now().Before(end); n++ {
+					id := ids[n%len(ids)]
+					begin := time.Now()
+					var err error
+					if n%2 == 0 {
+						_, err = l.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id})
+					} else {
+						_, err = l.store.AppendEvents(ctx, &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Type: "input:text"}}})
+					}
+					l.note(node, time.Since(begin), err)
+					time.Sleep(think)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	p99 = map[string]time.Duration{}
+	for node, took := range l.took {
+		slices.Sort(took)
+		p99[node] = took[len(took)*99/100]
+	}
+	return p99, l.failed
+}
+
+func (l *clusterLoad) note(node string, took time.Duration, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.took[node] = append(l.took[node], took)
+	if err != nil {
+		if l.failed[node] == nil {
+			l.failed[node] = map[codes.Code]int{}
+		}
+		l.failed[node][status.Code(err)]++
+	}
+}
+
+// TestDeadMasterOfACluster: of three masters without replicas one dies. Only
+// its breakers open, sessions of the others meet no error, and their p99 stays
+// within twice of what it was.
+func TestDeadMasterOfACluster(t *testing.T) {
+	for name, die := range map[string]func(*redistest.Server) error{
+		"killed": (*redistest.Server).Kill, "stopped": (*redistest.Server).Pause,
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster := redistest.StartCluster(t, 3)
+			for _, node := range cluster.Nodes {
+				// Else a cluster answers nobody once a slot has no master.
+				client := goredis.NewClient(&goredis.Options{Addr: node.Addr})
+				must(t, client.ConfigSet(t.Context(), "cluster-require-full-coverage", "no").Err())
+				must(t, client.Close())
+			}
+			conn := openStore(t, nil, "--redis-url", cluster.URL(), "--breaker-delay", "1s")
+			store, admin := sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
+			l := newClusterLoad(t, cluster, store)
+			dead := cluster.Nodes[2].Addr // whichever slots it has
+
+			const rounds = 7
+			p99s := func(when string) map[string]time.Duration {
+				all := map[string][]time.Duration{}
+				for r := range rounds {
+					p99, failed := l.round(t.Context(), time.Second)
+					for node := range l.byNode {
+						if node == dead && when == "after" {
+							for code := range failed[node] {
+								if code != codes.Unavailable {
+									t.Errorf("sessions of the dead node are answered %v", code)
+								}
+							}
+							if r > 0 && len(failed[node]) == 0 {
+								t.Error("no call to the dead node fails: it is not dead")
+							}
+							continue
+						}
+						if len(failed[node]) > 0 {
+							t.Errorf("%s: sessions of %s, which lives, are answered %v", when, node, failed[node])
+						}
+						if node != dead {
+							all[node] = append(all[node], p99[node])
+						}
+					}
+					t.Logf("%s, round %d: p99 %v", when, r, p99)
+				}
+				medians := map[string]time.Duration{}
+				for node, of := range all {
+					slices.Sort(of)
+					medians[node] = of[len(of)/2]
+				}
+				return medians
+			}
+			_, _ = l.round(t.Context(), time.Second) // connections and caches
+			before := p99s("before")
+			must(t, die(cluster.Nodes[2]))
+			after := p99s("after")
+			for node, was := range before {
+				t.Logf("sessions of %s, which lives: p99 %v before and %v after", node, was, after[node])
+				if after[node] > 2*was {
+					t.Errorf("p99 of the sessions of %s: %v, before %v", node, after[node], was)
+				}
+			}
+			list, err := admin.ListBreakers(t.Context(), &sessionv1.ListBreakersRequest{})
+			must(t, err)
+			opened := map[string]bool{}
+			for _, b := range list.GetBreakers() {
+				if b.GetTotalTrips() > 0 {
+					opened[b.GetName()] = true
+				}
+				if b.GetNode() != dead && (b.GetTotalTrips() > 0 || b.GetState() != sessionv1.Breaker_CLOSED) {
+					t.Errorf("of a node that lives: %v", b)
+				}
+			}
+			if !opened["read@"+dead] || !opened["write@"+dead] {
+				t.Errorf("opened: %v, want read and write of %s", opened, dead)
+			}
+		})
+	}
+}
