@@ -63,7 +63,13 @@ type faultCall struct {
 
 func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 	t.Helper()
-	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, args...)...)
+	return newFaultEnvWith(t, args)
+}
+
+// newFaultEnvWith is newFaultEnv with more flags for the store.
+func newFaultEnvWith(t *testing.T, redis []string, flags ...string) *faultEnv {
+	t.Helper()
+	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, redis...)...)
 	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}}
 	t.Cleanup(func() { _ = e.raw.Close() })
 	front := freeAddr(t)
@@ -73,9 +79,10 @@ func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 	}
 	t.Cleanup(e.proxy.Stop)
 
-	conn := openStore(t, nil,
-		"--redis-url", "redis://"+front, "--redis-timeout", faultTimeout.String(),
-		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms")
+	conn := openStore(t, nil, append([]string{
+		"--redis-url", "redis://" + front, "--redis-timeout", faultTimeout.String(),
+		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
+	}, flags...)...)
 	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
 	return e
 }
