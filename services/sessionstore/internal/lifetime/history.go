@@ -85,6 +85,14 @@ func (h *History) Repeats(d Decision) bool {
 	return last.EventID == d.EventID && last.Activity == d.Activity
 }
 
+// Knows says whether a report is one of those that the history remembers: of the
+// same event, or at the same time where it names none.
+func (h *History) Knows(d Decision) bool {
+	return h != nil && slices.ContainsFunc(h.Decisions, func(o Decision) bool {
+		return o.Activity == d.Activity && o.EventID == d.EventID && (d.EventID != "" || o.At == d.At && o.Kind == d.Kind)
+	})
+}
+
 // Add returns the history with one more decision. counts are the activities by
 // kind that it stands for, last is the session's latest activity before it. What
 // came too late was no activity of the session.

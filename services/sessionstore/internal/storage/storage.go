@@ -33,6 +33,7 @@ type Store interface {
 	Events
 	Feed
 	Policies
+	Replay
 
 	// Status must answer without waiting for longer than its context allows.
 	Status(ctx context.Context) Status
@@ -100,7 +101,9 @@ type Sessions interface {
 	// and revision, in one atomic step. It must return ErrNotFound, ErrEnded
 	// when the session is ended or past its deadline, ErrConflict when
 	// IfRevision is not 0 and not the current revision, and an InvalidError for
-	// labels when more than MaxLabels would be there after the change.
+	// labels when more than MaxLabels would be there after the change. An update
+	// whose WriteID is among the last 8 of the session must change nothing and
+	// return the session, whatever its revision and state.
 	Update(ctx context.Context, id string, u Update) (*sessionv1.Session, error)
 	// End must set the state to ENDED with end_time now and the reason, remove
 	// the session from every live index, put it under retention, and append
@@ -121,6 +124,9 @@ type SessionResult struct {
 
 // Update is a change of the client-owned part of a session.
 type Update struct {
+	// WriteID names the call, so that it can come again after a lost answer;
+	// empty for none. It is at most 64 bytes of printable ASCII without spaces.
+	WriteID string
 	// IfRevision is the expected revision, 0 for any.
 	IfRevision int64
 	// ReplaceLabels drops all labels before SetLabels are applied.

@@ -84,6 +84,18 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 	return cursors, err
 }
 
+// Replay applies a write that was accepted before. What is known of the session
+// is from before it, and what it is now was not said.
+func (s *Store) Replay(ctx context.Context, w storage.Write) error {
+	err := s.Store.Replay(ctx, w)
+	if w.Delete && err == nil {
+		s.sessions.delete(w.SessionID, s.now())
+	} else {
+		s.sessions.doubt(w.SessionID)
+	}
+	return err
+}
+
 // SetPolicy stores a project's policy.
 func (s *Store) SetPolicy(ctx context.Context, project string, p *sessionv1.TTLPolicy) (*sessionv1.ProjectPolicy, error) {
 	t := s.ticket()

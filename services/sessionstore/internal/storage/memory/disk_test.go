@@ -17,7 +17,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory/wal"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/wal"
 )
 
 const testShards = 4

@@ -13,7 +13,7 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory/wal"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/wal"
 )
 
 // The log holds effects, not calls: each says what is true after a change, with
@@ -35,6 +35,9 @@ const (
 	effectLogAt  = 10
 	// effectHistory is the latest decision about a session and its counts.
 	effectHistory = 11
+	effectHold    = 12 // from when on a holder holds the sweep, 0 for not at all
+	effectGone    = 13 // a deleted session must not come back until a time
+	effectLate    = 14 // a shard's feed has entries that were accepted earlier
 )
 
 // txn is one change: it collects effects while a lock is held.
@@ -135,6 +138,31 @@ func (tx *txn) remove(id string) {
 	}
 }
 
+func (tx *txn) logAt(x *session) {
+	if tx.durable() {
+		tx.add(effectLogAt, field(field(nil, 1, x.view.GetId()), 2, x.log.trimmed.String()))
+	}
+}
+
+// gone with the time 0 takes it back.
+func (tx *txn) gone(id string, until int64) {
+	if tx.durable() {
+		tx.add(effectGone, number(field(nil, 1, id), 2, until))
+	}
+}
+
+func (tx *txn) late(sh *shard) {
+	if l := sh.feed.late; tx.durable() && l != (late{}) {
+		tx.add(effectLate, field(number(number(nil, 2, int64(sh.n)), 4, l.from), 3, l.to.String()))
+	}
+}
+
+func (tx *txn) hold(holder string, from int64) {
+	if tx.durable() {
+		tx.add(effectHold, number(field(nil, 1, holder), 2, from))
+	}
+}
+
 func (tx *txn) event(x *session, e *sessionv1.Event) {
 	if tx.durable() {
 		tx.add(effectEvent, message(field(nil, 1, x.view.GetId()), 2, e))
@@ -195,6 +223,7 @@ const (
 	fUpdated
 	fEnded
 	fReason
+	fWrites
 )
 
 func encodeSession(x *session, whole bool) []byte {
@@ -202,6 +231,9 @@ func encodeSession(x *session, whole bool) []byte {
 	if whole {
 		b = message(b, fSession, x.view)
 		b = field(b, fRequest, x.request)
+		for _, w := range x.writes {
+			b = field(b, fWrites, w)
+		}
 	}
 	b = number(b, fExpire, x.state.Expire)
 	b = number(b, fCount, int64(x.state.Count))
@@ -273,6 +305,17 @@ func (s *Store) apply(kind byte, f fields) error {
 		return s.applyLogAt(f)
 	case effectHistory:
 		return s.applyHistory(f)
+	case effectHold:
+		s.holds.set(f.text(1), f.num(2))
+		return nil
+	case effectGone:
+		if sh := s.shardOf(f.text(1)); sh != nil {
+			sh.exhume(f.text(1))
+			if until := f.num(2); until != 0 {
+				sh.bury(f.text(1), until)
+			}
+		}
+		return nil
 	case effectFeed:
 		e := &sessionv1.FeedEntry{}
 		if err := proto.Unmarshal(f.bytes(1), e); err != nil {
@@ -287,17 +330,18 @@ func (s *Store) apply(kind byte, f fields) error {
 			sh.feed.put(at, e)
 		}
 		return nil
-	case effectAcked, effectFeedAt:
+	case effectAcked, effectFeedAt, effectLate:
 		sh := s.at(f.num(2))
 		at, err := storage.ParseCursor("acked", f.text(3))
 		if err != nil || sh == nil {
 			return errors.Join(err, fmt.Errorf("cursor of shard %d", f.num(2)))
 		}
-		if kind == effectFeedAt {
-			if at.Compare(sh.feed.last) > 0 {
-				sh.feed.last = at
-			}
-		} else if old, ok := sh.feed.acked[f.text(1)]; !ok || at.Compare(old) > 0 {
+		switch old, ok := sh.feed.acked[f.text(1)]; {
+		case kind == effectLate:
+			sh.feed.late = late{from: f.num(4), to: at}
+		case kind == effectFeedAt && at.Compare(sh.feed.last) > 0:
+			sh.feed.last = at
+		case kind == effectAcked && (!ok || at.Compare(old) > 0):
 			sh.feed.acked[f.text(1)] = at
 		}
 		return nil
@@ -343,7 +387,10 @@ func (s *Store) applySession(whole bool, f fields) error {
 		if err := proto.Unmarshal(f.bytes(fSession), v); err != nil {
 			return err
 		}
-		x.view, x.request = v, f.text(fRequest)
+		x.view, x.request, x.writes = v, f.text(fRequest), nil
+		for _, w := range f.all(fWrites) {
+			x.writes = append(x.writes, string(w))
+		}
 		x.terms = lifetime.NewTerms(lifetime.Millis(v.GetCreateTime()), v.GetTtlPolicy())
 	}
 	x.state = lifetime.State{
@@ -399,8 +446,12 @@ func (s *Store) applyLogAt(f fields) error {
 	if err != nil {
 		return err
 	}
-	if l := &sh.sessions[f.text(1)].log; at.Compare(l.trimmed) > 0 {
+	l := &sh.sessions[f.text(1)].log
+	if at.Compare(l.trimmed) > 0 {
 		l.trimmed = at
+	}
+	if at.Compare(l.last) > 0 {
+		l.last = at
 	}
 	return nil
 }
@@ -449,6 +500,11 @@ func (s *Store) Snapshot() error {
 			return true
 		})
 		s.policies.mu.Unlock()
+		s.holds.mu.Lock()
+		for holder, from := range s.holds.from {
+			tx.hold(holder, from)
+		}
+		s.holds.mu.Unlock()
 		if err := flush(); err != nil {
 			return err
 		}
@@ -481,7 +537,7 @@ func (s *Store) snapshotShard(tx *txn, sh *shard, flush func() error) error {
 				tx.event(x, e.event)
 			}
 			tx.wholeHistory(x)
-			tx.add(effectLogAt, field(field(nil, 1, id), 2, x.log.trimmed.String()))
+			tx.logAt(x)
 		}
 		sh.mu.Unlock()
 		if err := flush(); err != nil {
@@ -495,6 +551,10 @@ func (s *Store) snapshotShard(tx *txn, sh *shard, flush func() error) error {
 	tx.add(effectFeedAt, field(number(nil, 2, int64(sh.n)), 3, sh.feed.last.String()))
 	for group, at := range sh.feed.acked {
 		tx.acked(group, at)
+	}
+	tx.late(sh)
+	for id, until := range sh.gone {
+		tx.gone(id, until)
 	}
 	sh.mu.Unlock()
 	return flush()

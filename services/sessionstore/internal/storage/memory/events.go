@@ -38,7 +38,10 @@ func next(last storage.Cursor, now int64) storage.Cursor {
 
 // append stores an event at the end.
 func (l *eventLog) append(e *sessionv1.Event, now int64, most int) *sessionv1.Event {
-	at := next(l.last, now)
+	return l.appendAt(e, next(l.last, now), most)
+}
+
+func (l *eventLog) appendAt(e *sessionv1.Event, at storage.Cursor, most int) *sessionv1.Event {
 	e = storage.WithCursor(e, at.String())
 	l.put(at, e, most)
 	return e
@@ -89,6 +92,10 @@ func (l *eventLog) wakeAll() {
 
 // Append appends events to a session's log and to the feed.
 func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event) ([]string, error) {
+	return s.append(ctx, id, events, s.moment())
+}
+
+func (s *Store) append(ctx context.Context, id string, events []*sessionv1.Event, m moment) ([]string, error) {
 	if err := s.writable(ctx); err != nil {
 		return nil, err
 	}
@@ -96,24 +103,29 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 	if sh == nil {
 		return nil, storage.ErrNotFound
 	}
-	now := s.now()
 	sh.mu.Lock()
-	x, err := sh.live(id, now)
+	x, err := sh.live(id, m.at)
 	if err != nil {
 		sh.mu.Unlock()
 		return nil, err
 	}
 	cursors := make([]string, len(events))
 	tx := s.begin(sh)
+	fresh := false
 	for i, e := range events {
 		if at, ok := x.log.ids[e.GetId()]; ok {
 			cursors[i] = at.String()
 			continue
 		}
-		stored := x.log.append(e, now, s.opts.MaxEvents)
+		stored := x.log.appendAt(e, m.cursor(x.log.last, e), s.opts.MaxEvents)
 		cursors[i] = stored.GetCursor()
 		tx.event(x, stored)
-		tx.feed(sh.feed.append(sh.n, now, id, storage.FeedEvent(e, false)))
+		s.publish(tx, id, storage.FeedEvent(e, false), m.now)
+		fresh = true
+	}
+	if m.replayed && fresh && !s.opts.NoFeed {
+		sh.feed.delayed(m.at)
+		tx.late(sh)
 	}
 	x.log.wakeAll()
 	// An event that was there already may still be on its way to the disk.

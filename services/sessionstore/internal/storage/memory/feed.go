@@ -24,8 +24,17 @@ type feed struct {
 	last    storage.Cursor
 	// acked is how far each group has acknowledged.
 	acked map[string]storage.Cursor
+	// late says that entries up to a cursor were accepted at a time or later, and
+	// came here after that.
+	late late
 	// readers hold this shard's leases, one for each group at most.
 	readers []*reader
+}
+
+// late is zero where there is nothing of it.
+type late struct {
+	from int64
+	to   storage.Cursor
 }
 
 type feedEntry struct {
@@ -71,13 +80,28 @@ func (f *feed) watermarkOf(group string, now int64) int64 {
 
 // settled says up to when sessions may be swept: to where the activity group
 // has come, and for ever when it has nothing left to read or never was.
-func (f *feed) settled() int64 {
+// What was accepted long before it came into the feed takes it back, but not
+// further than to least.
+func (f *feed) settled(least int64) int64 {
 	if acked, ok := f.acked[storage.ActivityGroup]; ok {
 		if i := f.after(acked); i < len(f.entries) {
+			if f.late.from >= least && acked.Compare(f.late.to) < 0 {
+				return min(f.late.from, f.entries[i].at.Millis)
+			}
+			f.late = late{}
 			return f.entries[i].at.Millis
 		}
 	}
+	f.late = late{}
 	return 1<<63 - 1
+}
+
+// delayed says that what came last was accepted at a time in the past.
+func (f *feed) delayed(at int64) {
+	if f.late.to == (storage.Cursor{}) || at < f.late.from {
+		f.late.from = at
+	}
+	f.late.to = f.last
 }
 
 // feedHorizon is the time before which entries are dropped in any case.

@@ -15,6 +15,10 @@ import (
 
 // Create stores a new session.
 func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey string) (*sessionv1.Session, bool, error) {
+	return s.create(ctx, in, requestKey, s.moment())
+}
+
+func (s *Store) create(ctx context.Context, in *sessionv1.Session, requestKey string, m moment) (*sessionv1.Session, bool, error) {
 	if err := s.writable(ctx); err != nil {
 		return nil, false, err
 	}
@@ -27,24 +31,30 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 		// NUL is in none of the three, so no two of them spell the same key.
 		request = in.GetProject() + "\x00" + in.GetUser() + "\x00" + requestKey
 	}
-	now := s.now()
 	sh.mu.Lock()
 	if id, ok := sh.requests[request]; ok && request != "" {
-		existing := sh.sessions[id].at(now)
-		sh.mu.Unlock()
-		// The call that made it may still wait for the disk.
-		return existing, true, s.settle(ctx, s.lastWrite())
+		if !m.replayed {
+			existing := sh.sessions[id].at(m.now)
+			sh.mu.Unlock()
+			// The call that made it may still wait for the disk.
+			return existing, true, s.settle(ctx, s.lastWrite())
+		}
+		request = "" // it stays with the session that has it
 	}
 	if made := sh.sessions[in.GetId()]; made != nil {
-		existing := made.at(now)
+		existing := made.at(m.now)
 		sh.mu.Unlock()
 		return existing, false, s.settle(ctx, s.lastWrite())
 	}
-	x := newSession(in, request, now)
+	if _, gone := sh.gone[in.GetId()]; gone && m.replayed {
+		sh.mu.Unlock()
+		return nil, false, s.settle(ctx, s.lastWrite())
+	}
+	x := newSession(in, request, m.now)
 	sh.enlist(x)
 	tx := s.begin(sh)
 	tx.put(x)
-	s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeCreated, At: now, Expire: x.state.Expire})
+	s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeCreated, At: m.at, Expire: x.state.Expire}, m.now)
 	view := x.view
 	return view, false, s.commit(ctx, tx)
 }
@@ -99,13 +109,14 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 	return out, nil
 }
 
-// live returns a session that can still change. The shard must be locked.
-func (sh *shard) live(id string, now int64) (*session, error) {
+// live returns a session that could still change at a time. The shard must be
+// locked.
+func (sh *shard) live(id string, at int64) (*session, error) {
 	x := sh.sessions[id]
 	if x == nil {
 		return nil, storage.ErrNotFound
 	}
-	if p := x.phase(now); p == sessionv1.Session_ENDED || p == sessionv1.Session_EXPIRED {
+	if p := x.phase(at); p == sessionv1.Session_ENDED || p == sessionv1.Session_EXPIRED {
 		return nil, storage.ErrEnded
 	}
 	return x, nil
@@ -113,6 +124,10 @@ func (sh *shard) live(id string, now int64) (*session, error) {
 
 // Update changes labels and data.
 func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
+	return s.update(ctx, id, u, s.moment())
+}
+
+func (s *Store) update(ctx context.Context, id string, u storage.Update, m moment) (*sessionv1.Session, error) {
 	if err := s.writable(ctx); err != nil {
 		return nil, err
 	}
@@ -120,9 +135,13 @@ func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessi
 	if sh == nil {
 		return nil, storage.ErrNotFound
 	}
-	now := s.now()
 	sh.mu.Lock()
-	x, err := sh.live(id, now)
+	if x := sh.sessions[id]; x != nil && u.WriteID != "" && slices.Contains(x.writes, u.WriteID) {
+		view := x.at(m.now)
+		sh.mu.Unlock()
+		return view, s.settle(ctx, s.lastWrite())
+	}
+	x, err := sh.live(id, m.at)
 	if err == nil && u.IfRevision != 0 && u.IfRevision != x.view.GetRevision() {
 		err = storage.ErrConflict
 	}
@@ -134,12 +153,16 @@ func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessi
 		sh.mu.Unlock()
 		return nil, err
 	}
-	x.refresh(now, func(v *sessionv1.Session) {
+	if u.WriteID != "" {
+		x.writes = append(x.writes, u.WriteID)
+		x.writes = slices.Clone(x.writes[max(0, len(x.writes)-storage.MaxWriteIDs):])
+	}
+	x.refresh(m.now, func(v *sessionv1.Session) {
 		v.Labels = labels
 		if u.SetData {
 			v.Data = u.Data
 		}
-		v.UpdateTime = lifetime.Time(now)
+		v.UpdateTime = lifetime.Time(m.at)
 		v.Revision++
 	})
 	tx := s.begin(sh)
@@ -150,6 +173,10 @@ func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessi
 
 // End ends a session.
 func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
+	return s.end(ctx, id, reason, s.moment())
+}
+
+func (s *Store) end(ctx context.Context, id, reason string, m moment) (*sessionv1.Session, error) {
 	if err := s.writable(ctx); err != nil {
 		return nil, err
 	}
@@ -157,46 +184,50 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 	if sh == nil {
 		return nil, storage.ErrNotFound
 	}
-	now := s.now()
 	sh.mu.Lock()
 	x := sh.sessions[id]
 	if x == nil {
 		sh.mu.Unlock()
 		return nil, storage.ErrNotFound
 	}
-	if _, err := sh.live(id, now); err != nil {
-		view := x.at(now)
+	if _, err := sh.live(id, m.at); err != nil {
+		view := x.at(m.now)
 		sh.mu.Unlock()
 		return view, s.settle(ctx, s.lastWrite())
 	}
 	tx := s.begin(sh)
-	s.retire(tx, x, sessionv1.Session_ENDED, reason, now)
+	s.retire(tx, x, sessionv1.Session_ENDED, reason, m)
 	view := x.view
 	return view, s.commit(ctx, tx)
 }
 
 // retire takes a session out of the live indexes, puts it under retention and
-// appends session:ended or session:expired.
-func (s *Store) retire(tx *txn, x *session, phase sessionv1.Session_Phase, reason string, now int64) {
+// appends session:ended or session:expired. Retention begins now, however long
+// ago it was over.
+func (s *Store) retire(tx *txn, x *session, phase sessionv1.Session_Phase, reason string, m moment) {
 	tx.shard.delist(x)
 	x.over, x.state.Over = phase, true
-	x.purgeAt = now + s.opts.Retention.Milliseconds()
-	l := storage.Lifecycle{Type: storage.TypeEnded, At: now, Expire: x.state.Expire, Reason: reason}
+	x.purgeAt = m.now + s.opts.Retention.Milliseconds()
+	l := storage.Lifecycle{Type: storage.TypeEnded, At: m.at, Expire: x.state.Expire, Reason: reason}
 	if phase == sessionv1.Session_EXPIRED {
 		l.Type, l.Count = storage.TypeExpired, x.state.Count
 	}
-	x.refresh(now, func(v *sessionv1.Session) {
-		v.EndTime, v.UpdateTime = lifetime.Time(now), lifetime.Time(now)
+	x.refresh(m.now, func(v *sessionv1.Session) {
+		v.EndTime, v.UpdateTime = lifetime.Time(m.at), lifetime.Time(m.at)
 		v.EndReason = reason
 		v.Revision++
 	})
 	tx.shard.retired.ReplaceOrInsert(due{x.purgeAt, x.view.GetId()})
 	tx.hot(x)
-	s.lifecycle(tx, x, l)
+	s.lifecycle(tx, x, l, m.now)
 }
 
 // Delete removes a session at once.
 func (s *Store) Delete(ctx context.Context, id string) error {
+	return s.delete(ctx, id, s.moment())
+}
+
+func (s *Store) delete(ctx context.Context, id string, m moment) error {
 	if err := s.writable(ctx); err != nil {
 		return err
 	}
@@ -204,28 +235,39 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 	if sh == nil {
 		return storage.ErrNotFound
 	}
-	now := s.now()
 	sh.mu.Lock()
 	x := sh.sessions[id]
-	if x == nil {
+	if x == nil && !m.replayed {
 		sh.mu.Unlock()
 		return storage.ErrNotFound
 	}
 	tx := s.begin(sh)
-	sh.remove(x)
-	tx.remove(id)
-	e := storage.Lifecycle{Type: storage.TypeDeleted, At: now}.Event()
-	tx.feed(sh.feed.append(sh.n, now, id, storage.FeedEvent(e, true)))
+	until := m.now + s.opts.Retention.Milliseconds()
+	sh.bury(id, until)
+	tx.gone(id, until)
+	if x != nil {
+		sh.remove(x)
+		tx.remove(id)
+		e := storage.Lifecycle{Type: storage.TypeDeleted, At: m.at}.Event()
+		s.publish(tx, id, storage.FeedEvent(e, true), m.now)
+	}
 	return s.commit(ctx, tx)
 }
 
-// lifecycle appends one of the store's own events to a session's log and to
-// the feed.
-func (s *Store) lifecycle(tx *txn, x *session, l storage.Lifecycle) {
+// lifecycle appends one of the store's own events to a session's log, as of its
+// time, and to the feed, as of now.
+func (s *Store) lifecycle(tx *txn, x *session, l storage.Lifecycle, now int64) {
 	e := l.Event()
 	tx.event(x, x.log.append(e, l.At, s.opts.MaxEvents))
-	tx.feed(tx.shard.feed.append(tx.shard.n, l.At, x.view.GetId(), storage.FeedEvent(e, true)))
+	s.publish(tx, x.view.GetId(), storage.FeedEvent(e, true), now)
 	x.log.wakeAll()
+}
+
+// publish appends an event to the feed.
+func (s *Store) publish(tx *txn, id string, e *sessionv1.Event, now int64) {
+	if !s.opts.NoFeed {
+		tx.feed(tx.shard.feed.append(tx.shard.n, now, id, e))
+	}
 }
 
 // List pages through sessions.
@@ -315,15 +357,15 @@ func (s *Store) RevokeUser(ctx context.Context, project, user string, except []s
 		}
 	})
 	sh := s.shards[storage.UserShard(project, user, len(s.shards))]
-	now := s.now()
+	m := s.moment()
 	sh.mu.Lock()
 	tx := s.begin(sh)
 	n := 0
 	for _, x := range slices.Collect(sh.ofUser(project, user)) {
-		if keep[x.view.GetId()] || x.phase(now) == sessionv1.Session_EXPIRED {
+		if keep[x.view.GetId()] || x.phase(m.at) == sessionv1.Session_EXPIRED {
 			continue
 		}
-		s.retire(tx, x, sessionv1.Session_ENDED, reason, now)
+		s.retire(tx, x, sessionv1.Session_ENDED, reason, m)
 		n++
 	}
 	return n, s.commit(ctx, tx)

@@ -18,7 +18,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory/wal"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/wal"
 )
 
 // Options configure a store; the zero value of each field is its default.
@@ -40,6 +40,8 @@ type Options struct {
 	// SnapshotBytes is how much log may grow before a snapshot replaces it;
 	// default 64 MiB.
 	SnapshotBytes int64
+	// NoFeed appends nothing to the feeds: for a store that nobody consumes.
+	NoFeed bool
 	// Log tells of recovery and failed snapshots; nothing where nil.
 	Log *slog.Logger
 
@@ -87,6 +89,7 @@ type Store struct {
 
 	policies policies
 	feeds    feeds
+	holds    holds
 
 	log         *wal.Log // nil without a data directory
 	snapshots   sync.WaitGroup
@@ -111,6 +114,11 @@ type shard struct {
 	deadlines *btree.BTreeG[due]
 	warnings  *btree.BTreeG[due]
 	retired   *btree.BTreeG[due]
+
+	// gone are deleted sessions, until when a replayed write must not bring them
+	// back; ungone is the same by time.
+	gone   map[string]int64
+	ungone *btree.BTreeG[due]
 
 	feed feed
 }
@@ -137,6 +145,7 @@ func newShard(n int) *shard {
 	return &shard{
 		n: n, sessions: map[string]*session{}, requests: map[string]string{},
 		byUser: text(), byProject: text(), deadlines: times(), warnings: times(), retired: times(),
+		gone: map[string]int64{}, ungone: times(),
 		feed: feed{acked: map[string]storage.Cursor{}},
 	}
 }
@@ -155,6 +164,7 @@ func New(opts Options) (*Store, error) {
 	}
 	s.policies.init()
 	s.feeds.groups = map[string]*group{}
+	s.holds.from = map[string]int64{}
 	if opts.DataDir != "" {
 		if err := s.recover(); err != nil {
 			return nil, err
@@ -177,7 +187,8 @@ func (s *Store) Status(context.Context) storage.Status {
 	return st
 }
 
-// entries counts everything that is kept per session.
+// entries counts everything that is kept per session. What is remembered of
+// deleted ones leaves by itself.
 func (s *Store) entries() int {
 	n := 0
 	for _, sh := range s.shards {
@@ -236,7 +247,9 @@ type session struct {
 	warned  int64
 	purgeAt int64
 	request string
-	log     eventLog
+	// writes are the WriteIDs of the latest updates, oldest first.
+	writes []string
+	log    eventLog
 	// history is what became of its activity; nil for nothing yet.
 	history *lifetime.History
 }

@@ -18,7 +18,7 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	last := uint64(0)
 	for i, a := range items {
 		var seq uint64
-		out[i].Response, seq, out[i].Err = s.extend(a)
+		out[i].Response, seq, out[i].Err = s.extend(a, s.moment())
 		last = max(last, seq)
 	}
 	// One wait for all: the log's order is the order of the items.
@@ -28,12 +28,12 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	return out, nil
 }
 
-func (s *Store) extend(a storage.Activity) (*sessionv1.ExtendTTLResponse, uint64, error) {
+func (s *Store) extend(a storage.Activity, m moment) (*sessionv1.ExtendTTLResponse, uint64, error) {
 	sh := s.shardOf(a.SessionID)
 	if sh == nil {
 		return missing(), 0, nil
 	}
-	now := s.now()
+	now := m.at // it is judged as of then
 	at := now
 	if !a.Time.IsZero() {
 		at = a.Time.UnixMilli()
@@ -46,7 +46,9 @@ func (s *Store) extend(a storage.Activity) (*sessionv1.ExtendTTLResponse, uint64
 	}
 	before := x.state
 	outcome, after := lifetime.Extend(x.terms, before, at, a.EventID, now)
-	x.remember(lifetime.NewDecision(outcome, before, after, at, now, a.Kind, a.EventID, 0), a)
+	if d := lifetime.NewDecision(outcome, before, after, at, now, a.Kind, a.EventID, 0); !m.replayed || !x.history.Knows(d) {
+		x.remember(d, a)
+	}
 	resp := lifetime.Response(outcome, x.terms, before, after, at, x.over, x.view.GetTtlPolicy(), now)
 	if after.LastActivity == before.LastActivity && outcome != sessionv1.ExtendTTLResponse_EXTENDED {
 		sh.mu.Unlock()
@@ -59,14 +61,14 @@ func (s *Store) extend(a storage.Activity) (*sessionv1.ExtendTTLResponse, uint64
 		sh.unschedule(x)
 		x.state = after
 		sh.schedule(x)
-		x.refresh(now, func(v *sessionv1.Session) { v.Revision++ })
+		x.refresh(m.now, func(v *sessionv1.Session) { v.Revision++ })
 		s.lifecycle(tx, x, storage.Lifecycle{
 			Type: storage.TypeExtended, At: now, Before: before.Expire, Expire: after.Expire, Count: after.Count, Max: x.terms.Max,
 			ActivityTime: min(at, now), ActivityKind: a.Kind, CauseEventID: a.EventID, Traceparent: a.Traceparent,
-		})
+		}, m.now)
 	} else {
 		x.state = after
-		x.refresh(now, nil)
+		x.refresh(m.now, nil)
 	}
 	tx.hot(x)
 	tx.history(x)
@@ -139,9 +141,11 @@ func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult,
 		sh.mu.Lock()
 		tx := s.begin(sh)
 		// As of before the sweep: what it appends itself holds nobody up.
-		watermark := sh.feed.settled()
-		warned, looked := s.warn(tx, now)
-		expired, held := s.expire(tx, now, watermark)
+		least := now - s.opts.SettleMax.Milliseconds()
+		watermark := sh.feed.settled(least)
+		from := s.holds.earliest(least)
+		warned, looked := s.warn(tx, now, from)
+		expired, held := s.expire(tx, now, watermark, from)
 		purged := s.purge(tx, now)
 		r.Warned += warned
 		r.Expired += expired
@@ -157,11 +161,13 @@ func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult,
 	}
 }
 
-func (s *Store) warn(tx *txn, now int64) (warned, looked int) {
+// warn leaves alone what is due at from or later.
+func (s *Store) warn(tx *txn, now, from int64) (warned, looked int) {
 	sh := tx.shard
+	settle := s.opts.SettleMax.Milliseconds()
 	var list []*session
 	sh.warnings.Ascend(func(d due) bool {
-		if d.at >= now || len(list) == sweepBatch {
+		if d.at >= now || len(list) == sweepBatch || d.at >= from && now <= d.at+settle {
 			return false
 		}
 		list = append(list, sh.sessions[d.id])
@@ -174,13 +180,14 @@ func (s *Store) warn(tx *txn, now int64) (warned, looked int) {
 		if x.state.Expire <= now {
 			continue // too late to warn of, also after a restart or when the clock is set back
 		}
-		s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeExpiring, At: now, Expire: x.state.Expire})
+		s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeExpiring, At: now, Expire: x.state.Expire}, now)
 		warned++
 	}
 	return warned, len(list)
 }
 
-func (s *Store) expire(tx *txn, now, watermark int64) (expired, held int) {
+// expire leaves alone what is due at from or later.
+func (s *Store) expire(tx *txn, now, watermark, from int64) (expired, held int) {
 	sh := tx.shard
 	settle := s.opts.SettleMax.Milliseconds()
 	var list []*session
@@ -188,7 +195,7 @@ func (s *Store) expire(tx *txn, now, watermark int64) (expired, held int) {
 		switch {
 		case d.at > now, len(list) == sweepBatch:
 			return false
-		case watermark > d.at, now > d.at+settle:
+		case watermark > d.at && from > d.at, now > d.at+settle:
 			list = append(list, sh.sessions[d.id])
 		default:
 			held++
@@ -196,7 +203,7 @@ func (s *Store) expire(tx *txn, now, watermark int64) (expired, held int) {
 		return true
 	})
 	for _, x := range list {
-		s.retire(tx, x, sessionv1.Session_EXPIRED, "", now)
+		s.retire(tx, x, sessionv1.Session_EXPIRED, "", moment{now: now, at: now})
 	}
 	return len(list), held
 }
@@ -215,5 +222,6 @@ func (s *Store) purge(tx *txn, now int64) int {
 		sh.remove(x)
 		tx.remove(x.view.GetId())
 	}
+	sh.unbury(now)
 	return len(list)
 }

@@ -24,8 +24,12 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 	if sh == nil {
 		return nil, storage.ErrNotFound
 	}
-	args := make([]any, 0, 2+3*len(events))
-	args = append(args, id, s.opts.MaxEvents)
+	return s.append(ctx, sh, id, events, present)
+}
+
+func (s *Store) append(ctx context.Context, sh *shard, id string, events []*sessionv1.Event, at asOf) ([]string, error) {
+	args := make([]any, 0, 3+4*len(events))
+	args = append(args, id, s.opts.MaxEvents, at.arg())
 	for _, e := range events {
 		log, err1 := proto.Marshal(storage.WithCursor(e, ""))
 		feed, err2 := proto.Marshal(storage.FeedEvent(e, false))
@@ -33,6 +37,9 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 			return nil, err
 		}
 		args = append(args, e.GetId(), log, feed)
+		if at != present {
+			args = append(args, told(e))
+		}
 	}
 	r, err := s.run(ctx, s.scripts.append, sh, args...)
 	if err := check(r, err); err != nil {

@@ -12,6 +12,7 @@ import "strconv"
 //	<p>events:<id>     stream  its log
 //	<p>ids:<id>        hash    event id -> cursor, for what is in the log
 //	<p>request:<...>   string  project NUL user NUL requestId -> session id
+//	<p>gone:<id>       string  deleted, for as long as one that ended is kept
 //	<p>deadlines       zset    live session -> deadline
 //	<p>warnings        zset    live session -> when to append session:expiring
 //	<p>retired         zset    over session -> when to purge it
@@ -19,6 +20,9 @@ import "strconv"
 //	<p>by-project      zset    score 0, project NUL user NUL id
 //	<p>feed            stream  every event and lifecycle change of the shard
 //	<p>groups          hash    consumer group -> cursor it has acknowledged
+//	<p>replayed        hash    from: when the oldest event was accepted that came
+//	                           into the feed later, to: the last such entry
+//	<p>holds           hash    holder -> from when on it holds the sweep
 //	<p>lease:<group>   string  who reads the shard for the group
 //
 // where <p> is "stoker:{s<shard>}:".

@@ -58,11 +58,14 @@ func encodeLabels(labels map[string]string) ([]byte, error) {
 	return proto.Marshal(&sessionv1.Session{Labels: labels})
 }
 
-// read builds the command that fetches a session.
-func read(ctx context.Context, sh *shard, id string) *goredis.SliceCmd {
-	args := make([]any, 0, 2+len(sessionFields))
+// read builds the command that fetches a session, and more fields of it.
+func read(ctx context.Context, sh *shard, id string, more ...string) *goredis.SliceCmd {
+	args := make([]any, 0, 2+len(sessionFields)+len(more))
 	args = append(args, "hmget", sh.session(id))
 	for _, f := range sessionFields {
+		args = append(args, f)
+	}
+	for _, f := range more {
 		args = append(args, f)
 	}
 	return goredis.NewSliceCmd(ctx, args...)

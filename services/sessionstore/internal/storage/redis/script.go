@@ -29,7 +29,7 @@ type script struct {
 // scripts holds every script by the name of its file, each with lib.lua before
 // it.
 type scripts struct {
-	create, update, end, remove, revoke, append, extend, sweep, ack, join, lease, policy, meta, census *script
+	create, update, end, remove, revoke, append, extend, sweep, ack, join, lease, policy, meta, census, hold *script
 }
 
 // loadScripts reads them; before goes in front of each.
@@ -42,7 +42,7 @@ func loadScripts(before string) (*scripts, error) {
 	for name, dst := range map[string]**script{
 		"create": &out.create, "update": &out.update, "end": &out.end, "delete": &out.remove, "revoke": &out.revoke,
 		"append": &out.append, "extend": &out.extend, "sweep": &out.sweep, "ack": &out.ack, "join": &out.join,
-		"lease": &out.lease, "policy": &out.policy, "meta": &out.meta, "census": &out.census,
+		"lease": &out.lease, "policy": &out.policy, "meta": &out.meta, "census": &out.census, "hold": &out.hold,
 	} {
 		body, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
 		if err != nil {

@@ -47,16 +47,7 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	if sh == nil {
 		return nil, false, &storage.InvalidError{Field: "id", Value: storage.Shorten(in.GetId()), Want: "a session id"}
 	}
-	request := ""
-	if requestKey != "" {
-		// NUL is in none of the three, so no two of them spell the same key.
-		request = in.GetProject() + "\x00" + in.GetUser() + "\x00" + requestKey
-	}
-	fields, err := hash(in, request)
-	if err != nil {
-		return nil, false, err
-	}
-	r, err := s.run(ctx, s.scripts.create, sh, append([]any{in.GetId(), request, s.opts.MaxEvents, s.keep()}, fields...)...)
+	r, err := s.create(ctx, sh, in, requestKey, present)
 	if err != nil {
 		return nil, false, err
 	}
@@ -66,6 +57,19 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	}
 	stored, err := s.Get(ctx, id)
 	return stored, existed, err
+}
+
+func (s *Store) create(ctx context.Context, sh *shard, in *sessionv1.Session, requestKey string, at asOf) (reply, error) {
+	request := ""
+	if requestKey != "" {
+		// NUL is in none of the three, so no two of them spell the same key.
+		request = in.GetProject() + "\x00" + in.GetUser() + "\x00" + requestKey
+	}
+	fields, err := hash(in, request)
+	if err != nil {
+		return nil, err
+	}
+	return s.run(ctx, s.scripts.create, sh, append([]any{in.GetId(), request, s.opts.MaxEvents, s.keep(), at.arg()}, fields...)...)
 }
 
 // Get returns a session as of now.
@@ -126,49 +130,84 @@ const updateTries = 20
 
 // Update changes labels and data.
 func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
-	for range updateTries {
-		out, err := s.tryUpdate(ctx, id, u)
-		if u.IfRevision != 0 || !errors.Is(err, storage.ErrConflict) {
-			return out, err
-		}
-	}
-	return nil, fmt.Errorf("%w: the session changes too fast", storage.ErrUnavailable)
-}
-
-func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
-	old, err := s.Get(ctx, id)
-	if err != nil {
+	if err := s.update(ctx, id, u, present); err != nil {
 		return nil, err
 	}
+	return s.Get(ctx, id)
+}
+
+func (s *Store) update(ctx context.Context, id string, u storage.Update, at asOf) error {
+	for range updateTries {
+		err := s.tryUpdate(ctx, id, u, at)
+		if u.IfRevision != 0 || !errors.Is(err, storage.ErrConflict) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: the session changes too fast", storage.ErrUnavailable)
+}
+
+func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update, at asOf) error {
+	old, writes, err := s.before(ctx, id, at)
+	if err != nil {
+		return err
+	}
 	switch {
+	case u.WriteID != "" && slices.Contains(writes, u.WriteID):
+		return nil
 	case old.GetPhase() == sessionv1.Session_ENDED, old.GetPhase() == sessionv1.Session_EXPIRED:
-		return nil, storage.ErrEnded
+		return storage.ErrEnded
 	case u.IfRevision != 0 && u.IfRevision != old.GetRevision():
-		return nil, storage.ErrConflict
+		return storage.ErrConflict
 	}
 	labels, err := u.Labels(old.GetLabels())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	lab, err := encodeLabels(labels)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	args := []any{id, old.GetRevision(), "lab", lab}
+	args := []any{id, old.GetRevision(), u.WriteID, storage.MaxWriteIDs, at.arg(), "lab", lab}
 	switch {
 	case u.SetData && u.Data == nil:
 		args = append(args, "-", "data")
 	case u.SetData:
 		data, err := proto.Marshal(u.Data)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		args = append(args, "data", data)
 	}
-	if err := check(s.run(ctx, s.scripts.update, s.shardOf(id), args...)); err != nil {
-		return nil, err
+	return check(s.run(ctx, s.scripts.update, s.shardOf(id), args...))
+}
+
+// before reads a session that is to be updated, with its phase as of then, and
+// the names of its latest updates.
+func (s *Store) before(ctx context.Context, id string, at asOf) (*sessionv1.Session, []string, error) {
+	if err := s.usable(ctx); err != nil {
+		return nil, nil, err
 	}
-	return s.Get(ctx, id)
+	sh := s.shardOf(id)
+	if sh == nil {
+		return nil, nil, storage.ErrNotFound
+	}
+	ctx, end := s.span(ctx, "get")
+	cmd := read(ctx, sh, id, "wids")
+	err := failure(s.conn.read.do(ctx, cmd))
+	end(err)
+	if err != nil {
+		return nil, nil, err
+	}
+	vals := cmd.Val()
+	if len(vals) != len(sessionFields)+1 {
+		return nil, nil, storage.ErrNotFound
+	}
+	when := int64(at)
+	if at == present {
+		when = s.now()
+	}
+	old, err := s.session(vals[:len(sessionFields)], when)
+	return old, strings.Fields(reply(vals).text(len(sessionFields))), err
 }
 
 // End ends a session.
@@ -180,10 +219,14 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 	if sh == nil {
 		return nil, storage.ErrNotFound
 	}
-	if err := check(s.run(ctx, s.scripts.end, sh, id, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents)); err != nil {
+	if err := s.end(ctx, sh, id, reason, present); err != nil {
 		return nil, err
 	}
 	return s.Get(ctx, id)
+}
+
+func (s *Store) end(ctx context.Context, sh *shard, id, reason string, at asOf) error {
+	return check(s.run(ctx, s.scripts.end, sh, id, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents, at.arg()))
 }
 
 // Delete removes a session at once.
@@ -195,7 +238,11 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 	if sh == nil {
 		return storage.ErrNotFound
 	}
-	return check(s.run(ctx, s.scripts.remove, sh, id))
+	return check(s.run(ctx, s.scripts.remove, sh, s.removal(id, present)...))
+}
+
+func (s *Store) removal(id string, at asOf) []any {
+	return []any{id, at.arg(), s.opts.Retention.Milliseconds()}
 }
 
 // RevokeUser ends all live sessions of a user in a project, a bounded number

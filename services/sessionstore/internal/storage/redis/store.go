@@ -104,6 +104,7 @@ type Store struct {
 	tracer   trace.Tracer
 	policies policyCache
 	tail     *tail
+	holds    holds
 
 	// epoch names the data that was there when it was last looked at.
 	epoch atomic.Pointer[string]
@@ -145,6 +146,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}),
 		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
 	}
+	s.holds.written = map[string]written{}
 	for n := range opts.Shards {
 		s.shards = append(s.shards, &shard{n: n, p: prefix(n)})
 	}

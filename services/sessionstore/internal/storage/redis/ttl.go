@@ -30,7 +30,7 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 			out[i].Response = missing()
 			continue
 		}
-		on, args, place = append(on, sh), append(args, s.extendArgs(a)), append(place, i)
+		on, args, place = append(on, sh), append(args, s.extendArgs(a, present)), append(place, i)
 	}
 	if len(args) == 1 {
 		// The usual single call rides with those of other callers.
@@ -45,15 +45,15 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	return out, nil
 }
 
-func (s *Store) extendArgs(a storage.Activity) []any {
+func (s *Store) extendArgs(a storage.Activity, as asOf) []any {
 	at := any("")
 	if !a.Time.IsZero() {
 		at = a.Time.UnixMilli()
 	}
 	counts, sum := a.Stands()
-	args := append(make([]any, 0, 13),
+	args := append(make([]any, 0, 14),
 		a.SessionID, at, a.EventID, a.Kind, a.Traceparent, s.opts.MaxEvents, s.keep(), lifetime.MaxCauses,
-		lifetime.MaxDecisions, lifetime.MaxKinds, sum)
+		lifetime.MaxDecisions, lifetime.MaxKinds, sum, as.arg())
 	for kind, n := range counts {
 		args = append(args, kind, n)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -109,14 +110,7 @@ func (f *flaky) Create(ctx context.Context, s *sessionv1.Session, request string
 }
 
 func (f *flaky) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
-	if u.IfRevision != 0 {
-		return f.Store.Update(ctx, id, u)
-	}
-	// Applied once only: each time it is, the revision grows.
-	if f.calls.Add(1)%2 == 1 {
-		return nil, errLost
-	}
-	return f.Store.Update(ctx, id, u)
+	return flake(f, func() (*sessionv1.Session, error) { return f.Store.Update(ctx, id, u) })
 }
 
 func (f *flaky) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
@@ -125,6 +119,11 @@ func (f *flaky) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 
 func (f *flaky) Delete(ctx context.Context, id string) error {
 	_, err := flake(f, func() (struct{}, error) { return struct{}{}, f.Store.Delete(ctx, id) })
+	return err
+}
+
+func (f *flaky) Replay(ctx context.Context, w storage.Write) error {
+	_, err := flake(f, func() (struct{}, error) { return struct{}{}, f.Store.Replay(ctx, w) })
 	return err
 }
 
@@ -185,8 +184,9 @@ func TestConformanceThroughFaults(t *testing.T) {
 // failing answers every call with an error.
 type failing struct {
 	storage.Store
-	err   error
-	calls atomic.Int64
+	err    error
+	calls  atomic.Int64
+	writes []string
 }
 
 func (f *failing) Get(context.Context, string) (*sessionv1.Session, error) {
@@ -194,9 +194,15 @@ func (f *failing) Get(context.Context, string) (*sessionv1.Session, error) {
 	return nil, f.err
 }
 
-func (f *failing) Update(context.Context, string, storage.Update) (*sessionv1.Session, error) {
+func (f *failing) Update(_ context.Context, _ string, u storage.Update) (*sessionv1.Session, error) {
 	f.calls.Add(1)
+	f.writes = append(f.writes, u.WriteID)
 	return nil, f.err
+}
+
+func (f *failing) Replay(context.Context, storage.Write) error {
+	f.calls.Add(1)
+	return f.err
 }
 
 func TestTriesAgainOnlyWhatMayHelp(t *testing.T) {
@@ -219,14 +225,56 @@ func TestTriesAgainOnlyWhatMayHelp(t *testing.T) {
 			t.Errorf("%s: %d calls, %v; want %d", c.name, f.calls.Load(), err, c.calls)
 		}
 	}
-	// A try that was applied would be taken for somebody else's change.
-	f := &failing{err: errLost}
-	if _, err := resilient.New(f, options(&storagetest.Clock{})).Update(t.Context(), "id", storage.Update{IfRevision: 3}); !errors.Is(err, errLost) || f.calls.Load() != 1 {
-		t.Errorf("an update with a revision: %d calls, %v", f.calls.Load(), err)
+	// A try that was applied would be taken for somebody else's change, had it no
+	// name.
+	for _, given := range []string{"", "mine"} {
+		f := &failing{err: errLost}
+		s := resilient.New(f, options(&storagetest.Clock{}))
+		_, err := s.Update(t.Context(), "id", storage.Update{IfRevision: 3, WriteID: given})
+		if names := slices.Compact(f.writes); !errors.Is(err, errLost) || f.calls.Load() != 3 || len(names) != 1 || names[0] == "" || given != "" && names[0] != given {
+			t.Errorf("an update with a revision, named %q: %d calls, named %q, %v", given, f.calls.Load(), f.writes, err)
+		}
 	}
 }
 
-// slow holds every read until it is told.
+// TestReplayIsNeverTurnedAway: it is tried again, and needs no place among the
+// writes.
+func TestReplayIsNeverTurnedAway(t *testing.T) {
+	f := &failing{err: errLost}
+	if err := resilient.New(f, options(&storagetest.Clock{})).Replay(t.Context(), storage.Write{}); !errors.Is(err, errLost) || f.calls.Load() != 3 {
+		t.Errorf("a fault: %d calls, %v", f.calls.Load(), err)
+	}
+	inner, c := inMemory(t)
+	full := &slow{Store: inner, release: make(chan struct{})}
+	opts := options(c)
+	opts.Writes = resilience.LimitConfig{Least: 1, Most: 1, Initial: 1}
+	s := resilient.New(full, opts)
+	var wg sync.WaitGroup
+	wg.Go(func() { _, _ = s.SetPolicy(t.Context(), "acme", nil) })
+	until(t, "a write takes the only place", func() bool { return full.in.Load() == 1 })
+	if _, err := s.SetPolicy(t.Context(), "acme", nil); !errors.Is(err, storage.ErrExhausted) {
+		t.Errorf("another write: %v", err)
+	}
+	if err := s.Replay(t.Context(), storage.Write{SessionID: "none", Delete: true}); err != nil {
+		t.Errorf("a replayed write: %v", err)
+	}
+	if err := s.Hold(t.Context(), "me", c.Now()); err != nil {
+		t.Errorf("a hold: %v", err)
+	}
+	close(full.release)
+	wg.Wait()
+}
+
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// slow holds every read, and every change of a policy, until it is told.
 type slow struct {
 	storage.Store
 	in      atomic.Int64
@@ -241,6 +289,15 @@ func (s *slow) Get(ctx context.Context, _ string) (*sessionv1.Session, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+func (s *slow) SetPolicy(ctx context.Context, project string, p *sessionv1.TTLPolicy) (*sessionv1.ProjectPolicy, error) {
+	if p != nil {
+		return s.Store.SetPolicy(ctx, project, p)
+	}
+	s.in.Add(1)
+	<-s.release
+	return &sessionv1.ProjectPolicy{}, nil
 }
 
 // TestShedsBeyondTheLimit, and writes go on while reads are full.

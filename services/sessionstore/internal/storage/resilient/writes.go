@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/livinguniverse/stoker/pkg/resilience"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -29,14 +30,13 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	return out.session, out.existed, err
 }
 
-// Update changes a session. With an expected revision it is not tried again: a
-// try that was applied would be taken for somebody else's change.
+// Update changes a session. Its name makes it the same call when a try before
+// was applied, which would be taken for somebody else's change otherwise.
 func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
-	op := func(ctx context.Context) (*sessionv1.Session, error) { return s.Store.Update(ctx, id, u) }
-	if u.IfRevision != 0 {
-		return once(ctx, s.writes, op)
+	if u.WriteID == "" {
+		u.WriteID = storage.NewWriteID()
 	}
-	return retried(ctx, s, s.writes, op)
+	return retried(ctx, s, s.writes, func(ctx context.Context) (*sessionv1.Session, error) { return s.Store.Update(ctx, id, u) })
 }
 
 // End ends a session.
@@ -79,6 +79,21 @@ func (s *Store) RevokeUser(ctx context.Context, project, user string, except []s
 // Append appends events, which are the same again by their ids.
 func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event) ([]string, error) {
 	return retried(ctx, s, s.writes, func(ctx context.Context) ([]string, error) { return s.Store.Append(ctx, id, events) })
+}
+
+// Replay applies a write that was accepted before. It was promised, so it takes
+// no place among the writes and is never turned away: who replays goes on one
+// by one.
+func (s *Store) Replay(ctx context.Context, w storage.Write) error {
+	_, err := resilience.Retry(ctx, s.retrier, worth, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, s.Store.Replay(ctx, w)
+	})
+	return err
+}
+
+// Hold holds sweeps. It comes again by itself, soon.
+func (s *Store) Hold(ctx context.Context, holder string, from time.Time) error {
+	return s.Store.Hold(ctx, holder, from)
 }
 
 // SetPolicy stores a policy.

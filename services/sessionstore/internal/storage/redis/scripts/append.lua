@@ -1,19 +1,33 @@
--- ARGV: prefix, id, most events, then for each event: its id, its encoding for
--- the log, its encoding for the feed.
+-- ARGV: prefix, id, most events, as of, then for each event: its id, its
+-- encoding for the log, its encoding for the feed, and where it is replayed the
+-- cursor that the caller was told ('' for none).
 -- Returns {0, cursor...}, {-1} none, {-2} over.
-local id, most = ARGV[2], tonumber(ARGV[3])
-local ok = live(id, now_ms())
+local id, most, asof = ARGV[2], tonumber(ARGV[3]), as_of(ARGV[4])
+local ok = live(id, asof or now_ms())
 if ok < 0 then return {ok} end
 local log, ids, feed = key('events', id), key('ids', id), P .. 'feed'
 local out = {0}
-for i = 4, #ARGV, 3 do
+local last, entry
+for i = 5, #ARGV, asof and 4 or 3 do
   local at = redis.call('HGET', ids, ARGV[i])
   if not at then
-    at = redis.call('XADD', log, '*', 'i', ARGV[i], 'e', ARGV[i + 1])
+    local place = '*'
+    if asof then
+      last = last or last_of(log)
+      place = follow(last, ARGV[i + 3] ~= '' and ARGV[i + 3] or int(asof) .. '-0')
+      last = place
+    end
+    at = redis.call('XADD', log, place, 'i', ARGV[i], 'e', ARGV[i + 1])
     redis.call('HSET', ids, ARGV[i], at)
-    redis.call('XADD', feed, '*', 's', id, 'e', ARGV[i + 2])
+    entry = redis.call('XADD', feed, '*', 's', id, 'e', ARGV[i + 2])
   end
   out[#out + 1] = at
+end
+if asof and entry then
+  -- The feed has them as of now. What they may have extended must be left alone
+  -- until the activity group has come as far as this.
+  local from = redis.call('HGET', P .. 'replayed', 'from')
+  redis.call('HSET', P .. 'replayed', 'from', int(math.min(asof, tonumber(from or asof))), 'to', entry)
 end
 trim(id, most)
 local left = redis.call('PTTL', key('session', id))

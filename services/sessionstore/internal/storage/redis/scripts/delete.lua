@@ -1,6 +1,10 @@
--- ARGV: prefix, id. Returns {0}, or {-1} for none.
-local id = ARGV[2]
-if redis.call('EXISTS', key('session', id)) == 0 then return {-1} end
+-- ARGV: prefix, id, as of, how long (ms) a replayed write must not bring it back.
+-- Returns {0}, or {-1} for none.
+local id, asof = ARGV[2], as_of(ARGV[3])
+local there = redis.call('EXISTS', key('session', id)) == 1
+if not there and not asof then return {-1} end
+redis.call('SET', key('gone', id), '', 'PX', ARGV[4])
+if not there then return {0} end
 remove(id)
-redis.call('XADD', P .. 'feed', '*', 's', id, 'L', 'session:deleted', 'n', int(now_ms()))
+redis.call('XADD', P .. 'feed', '*', 's', id, 'L', 'session:deleted', 'n', int(asof or now_ms()))
 return {0}

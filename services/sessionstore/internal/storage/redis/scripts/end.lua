@@ -1,6 +1,7 @@
--- ARGV: prefix, id, reason, retention, most events.
+-- ARGV: prefix, id, reason, retention, most events, as of.
 -- Returns {0} also for a session that is over already, {-1} for none.
-local ok = live(ARGV[2], now_ms())
+local now, asof = now_ms(), as_of(ARGV[6])
+local ok = live(ARGV[2], asof or now)
 if ok == -1 then return {-1} end
-if ok == 0 then retire(ARGV[2], '1', ARGV[3], now_ms(), tonumber(ARGV[4]), tonumber(ARGV[5])) end
+if ok == 0 then retire(ARGV[2], '1', ARGV[3], now, tonumber(ARGV[4]), tonumber(ARGV[5]), asof) end
 return {0}

@@ -1,7 +1,7 @@
 -- ARGV: prefix, id, activity time ('' for now), event id, kind, traceparent,
 -- most events, keep (ms after the deadline), causes remembered, decisions
--- remembered, kinds remembered, activities it stands for, then kinds and how
--- many activities of each.
+-- remembered, kinds remembered, activities it stands for, as of, then kinds and
+-- how many activities of each.
 -- The rules are those of lifetime.Extend; the two are tested against each
 -- other. Returns {-1} for none, else
 -- {outcome, now, activity, state, policy, create, before: exp, ext, act, cause,
@@ -10,7 +10,8 @@ local id = ARGV[2]
 local s = key('session', id)
 local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'step', 'max', 'below', 'minint', 'strategy', 'cap', 'pol', 'causes', 'forgot', 'dec', 'kinds')
 if not v[1] then return {-1} end
-local now = now_ms()
+local asof = as_of(ARGV[13])
+local now = asof or now_ms()
 local at = now
 if ARGV[3] ~= '' then at = math.min(tonumber(ARGV[3]), now) end
 local exp, ext, act, cause = tonumber(v[2]), tonumber(v[3]), tonumber(v[4]), tonumber(v[5])
@@ -59,6 +60,13 @@ local function remember()
   local _, act1, outcome1, _, _, _, _, n1, times1, event1 =
     string.match(first, '^(%d+) (%-?%d+) (%d) (%-?%d+) (%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%S*)')
   if act1 and ARGV[4] ~= '' and event1 == ARGV[4] and act1 == int(at) then return end
+  if asof then
+    -- Replayed again, or reported before: it need not be the last one.
+    for line in string.gmatch(dec, '[^\n]+') do
+      local when, act3, event, kind = string.match(line, '^(%d+) (%-?%d+) %d %-?%d+ %d+ %-?%d+ %-?%d+ %d+ %d+ (%S*) (.*)$')
+      if act3 == int(at) and event == ARGV[4] and (event ~= '' or when == int(now) and kind == ARGV[5]) then return end
+    end
+  end
   local n, times = tonumber(ARGV[12]), 1
   if act1 and outcome ~= EXTENDED and tonumber(outcome1) == outcome then
     n, times = n + tonumber(n1), times + tonumber(times1)
@@ -70,7 +78,7 @@ local function remember()
   set('dec', dec)
   if outcome == TOO_LATE or outcome == ENDED then return end
   if at >= act then set('kind', ARGV[5]) end
-  for i = 13, #ARGV, 2 do
+  for i = 14, #ARGV, 2 do
     local kind, more = ARGV[i], tonumber(ARGV[i + 1])
     local from, to, old = string.find(kinds, ';' .. kind .. '=(%d+);')
     if not from then
@@ -86,7 +94,7 @@ local function remember()
       kinds = kinds .. kind .. '=' .. int(more) .. ';'
     end
   end
-  if #ARGV > 12 then set('kinds', kinds) end
+  if #ARGV > 13 then set('kinds', kinds) end
 end
 remember()
 
@@ -106,8 +114,8 @@ if outcome == EXTENDED then
   redis.call('ZADD', P .. 'deadlines', int(exp2), id)
   redis.call('ZADD', P .. 'warnings', int(exp2 - below), id)
   lifecycle(id, 'session:extended', now, tonumber(ARGV[7]), {
-    'x', int(exp2), 'c', int(ext2), 'b', int(exp), 'm', int(max), 'a', int(at), 'k', ARGV[5], 'i', ARGV[4], 'p', ARGV[6]})
-  keep_until(id, exp2 + tonumber(ARGV[8]))
+    'x', int(exp2), 'c', int(ext2), 'b', int(exp), 'm', int(max), 'a', int(at), 'k', ARGV[5], 'i', ARGV[4], 'p', ARGV[6]}, asof)
+  keep_until(id, (asof and math.max(exp2, now_ms()) or exp2) + tonumber(ARGV[8]))
 else
   if act2 ~= act then set('act', int(act2)) end
   if #changes > 0 then redis.call('HSET', s, unpack(changes)) end

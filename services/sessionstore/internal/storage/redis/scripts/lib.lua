@@ -11,6 +11,33 @@ end
 -- Numbers are doubles; this never spells one in scientific notation.
 local function int(n) return string.format('%.0f', n) end
 
+-- A script that replays a write gets the time when it was accepted; '' is now.
+local function as_of(arg)
+  if arg ~= '' then return tonumber(arg) end
+end
+
+-- The order of stream ids.
+local function less(a, b)
+  local am, as = string.match(a, '^(%d+)-(%d+)$')
+  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
+  if tonumber(am) ~= tonumber(bm) then return tonumber(am) < tonumber(bm) end
+  if #as ~= #bs then return #as < #bs end
+  return as < bs
+end
+
+-- The last id of a log.
+local function last_of(log)
+  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  return last and last[1] or '0-0'
+end
+
+-- The wanted id where it is after the last one, and else the next.
+local function follow(last, wanted)
+  if less(last, wanted) then return wanted end
+  local ms, seq = string.match(last, '^(%d+)-(%d+)$')
+  return ms .. '-' .. int(tonumber(seq) + 1)
+end
+
 -- Keeps the newest `most` events of a log. What is dropped can no longer be
 -- told apart from a new event with the same id, so its id goes too.
 local function trim(id, most)
@@ -30,9 +57,12 @@ local function trim(id, most)
 end
 
 -- Appends one of the store's own events to the log and to the feed, as raw
--- numbers: fields is a flat list of names and values.
-local function lifecycle(id, kind, at, most, fields)
-  redis.call('XADD', key('events', id), '*', 'L', kind, 'n', int(at), unpack(fields))
+-- numbers: fields is a flat list of names and values. One that is replayed has
+-- its place in the log as of then; in the feed it comes last, as they all do.
+local function lifecycle(id, kind, at, most, fields, replayed)
+  local log, place = key('events', id), '*'
+  if replayed then place = follow(last_of(log), int(at) .. '-0') end
+  redis.call('XADD', log, place, 'L', kind, 'n', int(at), unpack(fields))
   redis.call('XADD', P .. 'feed', '*', 's', id, 'L', kind, 'n', int(at), unpack(fields))
   trim(id, most)
 end
@@ -60,18 +90,20 @@ local function delist(id)
 end
 
 -- Takes a session out of the live indexes, puts it under retention and appends
--- session:ended (state 1) or session:expired (state 2).
-local function retire(id, state, reason, now, retention, most)
+-- session:ended (state 1) or session:expired (state 2). It ends at the time
+-- asof where that is given; retention begins now, however long ago that was.
+local function retire(id, state, reason, now, retention, most, asof)
+  local at = asof or now
   local s = key('session', id)
   local v = redis.call('HMGET', s, 'exp', 'ext')
   delist(id)
-  redis.call('HSET', s, 'st', state, 'end', int(now), 'upd', int(now), 'why', reason, 'purge', int(now + retention))
+  redis.call('HSET', s, 'st', state, 'end', int(at), 'upd', int(at), 'why', reason, 'purge', int(now + retention))
   redis.call('HINCRBY', s, 'rev', 1)
   redis.call('ZADD', P .. 'retired', int(now + retention), id)
   if state == '1' then
-    lifecycle(id, 'session:ended', now, most, {'x', v[1], 'r', reason})
+    lifecycle(id, 'session:ended', at, most, {'x', v[1], 'r', reason}, asof)
   else
-    lifecycle(id, 'session:expired', now, most, {'x', v[1], 'c', v[2]})
+    lifecycle(id, 'session:expired', at, most, {'x', v[1], 'c', v[2]}, asof)
   end
   keep_until(id, now + retention + 3600000)
 end
@@ -86,10 +118,10 @@ local function remove(id)
   redis.call('DEL', key('session', id), key('events', id), key('ids', id))
 end
 
--- A session that can still change: 0, or -1 (none), or -2 (over).
-local function live(id, now)
+-- A session that could still change at a time: 0, or -1 (none), or -2 (over).
+local function live(id, at)
   local v = redis.call('HMGET', key('session', id), 'st', 'exp')
   if not v[1] then return -1 end
-  if v[1] ~= '0' or now >= tonumber(v[2]) then return -2 end
+  if v[1] ~= '0' or at >= tonumber(v[2]) then return -2 end
   return 0
 end

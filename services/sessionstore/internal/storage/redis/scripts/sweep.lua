@@ -9,24 +9,49 @@ local feed = P .. 'feed'
 -- The watermark: the append time of the first entry that the activity group has
 -- not acknowledged. With nothing left to read it holds nobody up.
 local groups = redis.call('HGETALL', P .. 'groups')
-local watermark, acked
-local function less(a, b)
-  local am, as = string.match(a, '^(%d+)-(%d+)$')
-  local bm, bs = string.match(b, '^(%d+)-(%d+)$')
-  if tonumber(am) ~= tonumber(bm) then return tonumber(am) < tonumber(bm) end
-  if #as ~= #bs then return #as < #bs end
-  return as < bs
-end
+local watermark, acked, active
 for i = 2, #groups, 2 do
   if groups[i - 1] == ARGV[8] then
     local first = redis.call('XRANGE', feed, '(' .. groups[i], '+', 'COUNT', 1)[1]
-    if first then watermark = tonumber(string.match(first[1], '^%d+')) end
+    if first then
+      watermark = tonumber(string.match(first[1], '^%d+'))
+      active = groups[i]
+    end
   end
   if not acked or less(groups[i], acked) then acked = groups[i] end
 end
 
+-- Events that were accepted long before they came into the feed take it back,
+-- until the group has come as far as them.
+local replayed = redis.call('HMGET', P .. 'replayed', 'from', 'to')
+if replayed[1] then
+  if active and less(active, replayed[2]) and tonumber(replayed[1]) >= now - settle then
+    watermark = math.min(watermark, tonumber(replayed[1]))
+  else
+    redis.call('DEL', P .. 'replayed')
+  end
+end
+
+-- What is due from the earliest hold on is left alone, but for settle_max at
+-- most.
+local from
+local holds = redis.call('HGETALL', P .. 'holds')
+for i = 1, #holds, 2 do
+  local at = tonumber(holds[i + 1])
+  if at < now - settle then
+    redis.call('HDEL', P .. 'holds', holds[i])
+  else
+    from = math.min(from or at, at)
+  end
+end
+local due = now
+if from then
+  due = math.max(math.min(now, from), now - settle)
+  watermark = math.min(watermark or from, from)
+end
+
 local warned, looked = 0, 0
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'warnings', '-inf', '(' .. int(now), 'LIMIT', 0, batch)) do
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'warnings', '-inf', '(' .. int(due), 'LIMIT', 0, batch)) do
   looked = looked + 1
   redis.call('ZREM', P .. 'warnings', id)
   local exp = redis.call('HGET', key('session', id), 'exp')

@@ -1,0 +1,117 @@
+package storage
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+)
+
+// Write is one change of one session that was accepted, and made durable
+// elsewhere, while the backend could not answer. Exactly one of the fields
+// after At is set.
+type Write struct {
+	SessionID string
+	// At is when it was accepted, with millisecond resolution.
+	At time.Time
+
+	Create *CreateWrite
+	Update *Update
+	End    *EndWrite
+	Delete bool
+	// Append are events with id, type, time and origin. A Cursor says which one
+	// the caller was told.
+	Append []*sessionv1.Event
+	// Extend is a reported activity, with its time.
+	Extend *Activity
+}
+
+// CreateWrite is what Create was given.
+type CreateWrite struct {
+	Session    *sessionv1.Session
+	RequestKey string
+}
+
+// EndWrite is what End was given.
+type EndWrite struct {
+	Reason string
+}
+
+// MaxWriteIDs is how many updates a session remembers by their WriteID.
+const MaxWriteIDs = 8
+
+// NewWriteID returns a WriteID that no other update has.
+func NewWriteID() string { return rand.Text() }
+
+// Empty is the error for a write that has none of its fields set.
+func (w Write) Empty() error {
+	return &InvalidError{Field: "write", Value: Shorten(w.SessionID), Want: "one change of the session"}
+}
+
+// Outcome turns the outcome of a replayed activity into what Replay returns:
+// refusals that leave the session alone are no error.
+func (w Write) Outcome(o sessionv1.ExtendTTLResponse_Outcome) error {
+	switch o {
+	case sessionv1.ExtendTTLResponse_NOT_FOUND:
+		return ErrNotFound
+	case sessionv1.ExtendTTLResponse_ENDED:
+		return ErrEnded
+	default:
+		return nil
+	}
+}
+
+// Undecided turns what kept a call from being made, or its caller from waiting,
+// into ErrUnavailable as well: who replays must not take it for a refusal.
+func Undecided(err error) error {
+	if errors.Is(err, ErrClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}
+
+// Replay applies writes that were accepted while the backend could not answer.
+type Replay interface {
+	// Replay must apply a write as of the time when it was accepted: whether the
+	// session is live is judged by its deadline and w.At, not by the clock, as
+	// long as it was not swept. The same write again, or one that was applied
+	// before by the method it stands for, must change nothing and return nil.
+	// Nothing may be revived that has ended or was deleted. It must return
+	// ErrUnavailable when it cannot tell whether the write was applied; any
+	// other error says that it was not, and never will be as it is:
+	//
+	//   - Create must store the session with the times that it carries, even when
+	//     its deadline has passed. A request key that stands for another session
+	//     by now stays with that one.
+	//   - Update must return ErrNotFound, ErrEnded and ErrConflict as Update does,
+	//     and set update_time to w.At.
+	//   - End must set end_time to w.At, and change nothing where the session is
+	//     over or w.At is not before its deadline. It must return ErrNotFound.
+	//   - Delete must not mind that the session is not there.
+	//   - Append must give an event the cursor it carries where that is after the
+	//     last one of the log, and else the next. It must return ErrNotFound and
+	//     ErrEnded. Its entries in the feed are new ones, behind those that are
+	//     there.
+	//   - Extend must do what TTL.Extend does, and return ErrNotFound and ErrEnded
+	//     for these outcomes.
+	//
+	// Lifecycle events that this appends to the session's log must carry the time
+	// w.At, and the cursor of w.At where that is after the log's last one, and
+	// else the next: so that a log that was written elsewhere by the same rule
+	// from the same start has the same cursors.
+	Replay(ctx context.Context, w Write) error
+
+	// Hold must make Sweep, from whichever replica, leave alone what is due only
+	// at from or later: sessions whose deadline is not before it are not expired,
+	// and warnings that are due (deadline - extend_below) at from or later are
+	// not given; but nothing for longer than settle_max after it was due. By it a
+	// holder says that it has nothing from before that time which is still to be
+	// replayed. The earliest hold counts. A later call of the same holder takes
+	// the place of the one before; the zero time gives the hold up. A hold whose
+	// time is further back than settle_max counts for nothing, and may be
+	// forgotten. Holds must be remembered across restarts where the data is.
+	Hold(ctx context.Context, holder string, from time.Time) error
+}
