@@ -237,3 +237,26 @@ func recoveryOf(call func() error, callers int) recovery {
 	wg.Wait()
 	return recovery{first: first, full: max(0, last.Sub(first)), turnedAway: turnedAway}
 }
+
+// TestLateCreationRevivesNothing: a creation whose first try comes late, or is
+// tried again because the answer was lost, brings nothing back that was deleted
+// meanwhile.
+func TestLateCreationRevivesNothing(t *testing.T) {
+	s := open(t, redistest.Start(t).URL())
+	in := newSession(1, "ann", time.Hour)
+	id, _ := create(t, s, in, "request")
+	if err := s.Delete(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	out, existed, err := s.Create(t.Context(), in, "request")
+	if err != nil || existed || out.GetId() != id {
+		t.Errorf("the same creation again: %v, existed %v, %v", out, existed, err)
+	}
+	if _, err := s.Get(t.Context(), id); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("the deleted session: %v", err)
+	}
+	again, existed := create(t, s, newSession(1, "ann", time.Hour), "request")
+	if existed || again == id {
+		t.Errorf("a new creation for the same request: %s, existed %v", again, existed)
+	}
+}
