@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -64,13 +65,16 @@ type linState struct {
 
 func (s linState) is(id string) bool { return s.live && s.id == id }
 
-func (s linState) hasGone(id string) bool { return strings.Contains(s.gone, id+" ") }
+func (s linState) hasGone(id string) bool { return id != "" && strings.Contains(s.gone, id+" ") }
 
 // steps are the states that a call may lead to with this answer; none where it
 // cannot have been given.
 func (s linState) steps(in linIn, out linOut) []linState {
 	next, want := s.does(in)
 	if out.unknown {
+		if in.kind == linCreate && s.hasGone(in.id) {
+			return []linState{s}
+		}
 		return []linState{s, next}
 	}
 	if want.code != out.code {
@@ -114,7 +118,7 @@ func (s linState) does(in linIn) (next linState, want linOut) {
 	switch in.kind {
 	case linCreate:
 		if !s.live {
-			next.live, next.linSession = true, linSession{id: "?", value: in.value, rev: 1}
+			next.live, next.linSession = true, linSession{id: cmp.Or(in.id, "?"), value: in.value, rev: 1}
 		}
 		want.linSession = next.linSession
 	case linGet:
@@ -144,6 +148,39 @@ func (s linState) does(in linIn) (next linState, want linOut) {
 		next = linState{gone: s.gone + s.id + " "}
 	}
 	return next, want
+}
+
+// twice spells a history for a store that tries a call again whose answer was
+// lost: what the answer of the last try tells is what there was at the time of
+// that one, and the effect may be that of one before. So a write becomes a write
+// that may have taken effect, and a read of what was answered, both between the
+// call and its answer.
+func twice(history []porcupine.Operation) []porcupine.Operation {
+	var out []porcupine.Operation
+	for _, op := range history {
+		in, got := op.Input.(linIn), op.Output.(linOut)
+		missing := got.code == codes.NotFound || got.outcome == sessionv1.ExtendTTLResponse_NOT_FOUND
+		read := op
+		switch {
+		case got.unknown, got.code == codes.Aborted:
+			out = append(out, op)
+			continue
+		case in.kind == linCreate:
+			in.id = got.id // it may be this call that has made it
+			fallthrough
+		case in.kind == linUpdate && !missing:
+			read.Output = linOut{linSession: got.linSession}
+		case in.kind == linUpdate, in.kind == linExtend && missing, in.kind == linDelete && !missing:
+			read.Output = linOut{code: codes.NotFound}
+		default:
+			out = append(out, op)
+			continue
+		}
+		read.Input = linIn{kind: linGet, id: in.id}
+		op.Input, op.Output = in, linOut{unknown: true}
+		out = append(out, op, read)
+	}
+	return out
 }
 
 // linModel is the specification as porcupine takes it.
