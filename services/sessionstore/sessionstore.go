@@ -43,6 +43,9 @@ func ErrorMapper(err error) error { return server.ToStatus(err) }
 
 // New opens the backend.
 func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, error) {
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
 	breakers, err := newBreakers(cfg, tel) //nolint:contextcheck // breakers outlive the start, and change state in nobody's call
 	if err != nil {
 		return nil, err
@@ -58,11 +61,11 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 	stopping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Service{cfg: cfg, tel: tel, store: store, metrics: metrics, stop: stop}
 	s.rpc = server.New(server.Config{
-		Store: store, Shards: cfg.Shards, Policy: cfg.policy(), Clock: time.Now, Metrics: metrics, Stopping: stopping,
+		Store: store, Shards: cfg.Shards, Policy: cfg.policy(), Clock: cfg.Clock, Metrics: metrics, Stopping: stopping,
 		Limits:       server.Limits{EventData: cfg.EventData, SessionData: cfg.SessionData, Labels: cfg.MaxLabels},
 		PollInterval: cfg.PollInterval, Heartbeat: cfg.Heartbeat,
 	})
-	s.admin = server.NewAdmin(store, breakers, time.Now())
+	s.admin = server.NewAdmin(store, breakers, cfg.Clock())
 	return s, nil
 }
 
@@ -70,16 +73,16 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 	if cfg.Backend() == StorageRedis {
 		backend, err := redis.New(ctx, redis.Options{
 			URL: cfg.RedisURL, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
-			Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: time.Now, Tracer: tel.Tracer, Log: tel.Log,
+			Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: cfg.Clock, Tracer: tel.Tracer, Log: tel.Log,
 		})
 		if err != nil {
 			return nil, err
 		}
-		return resilient.New(backend, resilient.Options{Clock: time.Now}), nil
+		return resilient.New(backend, resilient.Options{Clock: cfg.Clock}), nil
 	}
 	return memory.New(memory.Options{ //nolint:contextcheck // recovery is not bounded by a caller
 		Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax, Retention: cfg.Retention,
-		Clock: time.Now, DataDir: cfg.DataDir, Log: tel.Log,
+		Clock: cfg.Clock, DataDir: cfg.DataDir, Log: tel.Log,
 	})
 }
 

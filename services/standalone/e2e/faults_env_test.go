@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore"
 )
 
 // What the store under test runs with.
@@ -30,6 +32,9 @@ const (
 	faultTimeout  = 200 * time.Millisecond
 	faultFailures = 5
 	faultDelay    = 500 * time.Millisecond
+	// faultTTL is the life of a session: longer than any row, and than what a
+	// clock jumps by.
+	faultTTL = 3 * time.Hour
 )
 
 // faultEnv is a store in this process, on a Redis of its own behind a proxy
@@ -41,12 +46,16 @@ type faultEnv struct {
 	proxy *toxiproxy.Proxy
 	store sessionv1.StorageServiceClient
 	admin sessionv1.AdminServiceClient
+	// skew is by how much the store's clock differs from that of Redis, in ns.
+	skew atomic.Int64
 
 	mu sync.Mutex
 	// acked is what was acknowledged: the events of each session.
 	acked map[string]map[string]bool
 	ids   []string
-	calls []faultCall
+	// deadlines are those that the creations were answered with.
+	deadlines map[string]time.Time
+	calls     []faultCall
 	// missing are sessions that a read said are not there though they were
 	// acknowledged.
 	missing int
@@ -70,7 +79,7 @@ func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 func newFaultEnvWith(t *testing.T, redis []string, flags ...string) *faultEnv {
 	t.Helper()
 	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, redis...)...)
-	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}}
+	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}, deadlines: map[string]time.Time{}}
 	t.Cleanup(func() { _ = e.raw.Close() })
 	front := freeAddr(t)
 	e.proxy = toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop()), "redis", front, server.Addr)
@@ -79,13 +88,16 @@ func newFaultEnvWith(t *testing.T, redis []string, flags ...string) *faultEnv {
 	}
 	t.Cleanup(e.proxy.Stop)
 
-	conn := openStore(t, nil, append([]string{
+	conn := openStore(t, func(c *sessionstore.Config) { c.Clock = e.now }, append([]string{
 		"--redis-url", "redis://" + front, "--redis-timeout", faultTimeout.String(),
 		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
 	}, flags...)...)
 	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
 	return e
 }
+
+// now is the store's clock.
+func (e *faultEnv) now() time.Time { return time.Now().Add(time.Duration(e.skew.Load())) }
 
 // toxic spoils the connection until heal.
 func (e *faultEnv) toxic(t *testing.T, spec string) {
@@ -138,13 +150,14 @@ func (e *faultEnv) write(ctx context.Context, w, n int) {
 	begin := time.Now()
 	if n%25 == 0 {
 		s, err := e.store.CreateSession(ctx, &sessionv1.CreateSessionRequest{
-			User: fmt.Sprint("user-", w), TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(time.Hour)},
+			User: fmt.Sprint("user-", w), TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(faultTTL)},
 		})
 		e.note(true, begin, err)
 		if err == nil {
 			e.mu.Lock()
 			e.acked[s.GetId()] = map[string]bool{}
 			e.ids = append(e.ids, s.GetId())
+			e.deadlines[s.GetId()] = s.GetExpireTime().AsTime()
 			e.mu.Unlock()
 		}
 		return

@@ -34,6 +34,9 @@ type linIn struct {
 	value string
 	// etag is the revision that an update expects, 0 for any.
 	etag int64
+	// told: the read is of what a creation was answered, which is how the id of
+	// a session becomes known.
+	told bool
 }
 
 // linOut is an answer.
@@ -122,6 +125,10 @@ func (s linState) does(in linIn) (next linState, want linOut) {
 		}
 		want.linSession = next.linSession
 	case linGet:
+		if in.told && s.live && s.id == "?" && !s.hasGone(in.id) {
+			next.id = in.id
+			return next, linOut{linSession: next.linSession}
+		}
 		if missing {
 			return s, linOut{code: codes.NotFound}
 		}
@@ -176,7 +183,7 @@ func twice(history []porcupine.Operation) []porcupine.Operation {
 			out = append(out, op)
 			continue
 		}
-		read.Input = linIn{kind: linGet, id: in.id}
+		read.Input = linIn{kind: linGet, id: in.id, told: in.kind == linCreate}
 		op.Input, op.Output = in, linOut{unknown: true}
 		out = append(out, op, read)
 	}
