@@ -205,7 +205,7 @@ var linOutages = []fault{
 		heal:   func(t *testing.T, e *faultEnv) { must(t, e.redis.Restart(t.Context())) },
 	},
 	{
-		name: "SIGSTOP", lasts: 300 * time.Millisecond,
+		name: "SIGSTOP", lasts: 600 * time.Millisecond,
 		inject: func(t *testing.T, e *faultEnv) { must(t, e.redis.Pause()) },
 		heal:   func(t *testing.T, e *faultEnv) { must(t, e.redis.Resume()) },
 	},
@@ -224,7 +224,7 @@ var linOutages = []fault{
 	{
 		name: "replies later than the timeout", lasts: 300 * time.Millisecond,
 		inject: func(t *testing.T, e *faultEnv) {
-			e.toxic(t, `{"type":"latency","stream":"downstream","toxicity":0.5,"attributes":{"latency":80,"jitter":70}}`)
+			e.toxic(t, `{"type":"latency","stream":"downstream","toxicity":0.5,"attributes":{"latency":160,"jitter":140}}`)
 		},
 		heal: func(t *testing.T, e *faultEnv) { e.healProxy(t) },
 	},
@@ -243,10 +243,10 @@ func TestLinearizableThroughOutages(t *testing.T) {
 	for _, f := range linOutages {
 		for breakers, failures := range map[string]string{"": "5", ", breakers held closed": "1000"} {
 			t.Run(f.name+breakers, func(t *testing.T) {
-				e := newFaultEnvWith(t, nil, "--redis-timeout", "100ms", "--breaker-delay", "100ms", "--breaker-failures", failures)
+				e := newFaultEnvWith(t, nil, "--breaker-delay", "100ms", "--breaker-failures", failures)
 				var sum linSum
 				for range rounds {
-					sum.add(t, linRun(t, histories, 1500*time.Millisecond,
+					sum.add(t, linRun(t, histories, 2*time.Second,
 						func(int) sessionv1.StorageServiceClient { return e.store },
 						func() {
 							f.inject(t, e)
