@@ -217,14 +217,14 @@ var linOutages = []fault{
 	{
 		name: "reset in the middle of replies", lasts: 300 * time.Millisecond,
 		inject: func(t *testing.T, e *faultEnv) {
-			e.toxic(t, `{"type":"limit_data","stream":"downstream","toxicity":0.5,"attributes":{"bytes":700}}`)
+			e.toxic(t, `{"type":"limit_data","stream":"downstream","toxicity":0.8,"attributes":{"bytes":700}}`)
 		},
 		heal: func(t *testing.T, e *faultEnv) { e.healProxy(t) },
 	},
 	{
-		name: "replies later than the timeout", lasts: 300 * time.Millisecond,
+		name: "replies later than the timeout", lasts: 700 * time.Millisecond,
 		inject: func(t *testing.T, e *faultEnv) {
-			e.toxic(t, `{"type":"latency","stream":"downstream","toxicity":0.5,"attributes":{"latency":160,"jitter":140}}`)
+			e.toxic(t, `{"type":"latency","stream":"downstream","attributes":{"latency":160,"jitter":150}}`)
 		},
 		heal: func(t *testing.T, e *faultEnv) { e.healProxy(t) },
 	},
