@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -99,6 +101,49 @@ func (l *clusterLoad) note(node string, took time.Duration, err error) {
 	}
 }
 
+// guestTTL is longer than it takes to measure before the death, and over by the
+// end of what is measured after it.
+const guestTTL = 12 * time.Second
+
+// nodeWith returns the node of a cluster that has a key.
+func nodeWith(t *testing.T, cluster *redistest.Cluster, key string) *redistest.Server {
+	t.Helper()
+	for _, node := range cluster.Nodes {
+		client := goredis.NewClient(&goredis.Options{Addr: node.Addr})
+		keys, err := client.Keys(t.Context(), key).Result()
+		must(t, err)
+		must(t, client.Close())
+		if len(keys) > 0 {
+			return node
+		}
+	}
+	t.Fatalf("no node has %s", key)
+	return nil
+}
+
+// unswept counts the sessions of a node that are past their deadline and were
+// not let go.
+func unswept(t *testing.T, node string) (past, left int) {
+	t.Helper()
+	client := goredis.NewClient(&goredis.Options{Addr: node})
+	defer client.Close()
+	keys, err := client.Keys(t.Context(), "stoker:*:session:*").Result()
+	must(t, err)
+	for _, k := range keys {
+		v, err := client.HMGet(t.Context(), k, "st", "exp").Result()
+		must(t, err)
+		exp, err := strconv.ParseInt(v[1].(string), 10, 64)
+		must(t, err)
+		if time.UnixMilli(exp).Before(time.Now().Add(-time.Second)) {
+			past++
+			if v[0] == "0" {
+				left++
+			}
+		}
+	}
+	return past, left
+}
+
 // TestDeadMasterOfACluster: of three masters without replicas one dies. Only
 // its breakers open, sessions of the others meet no error, and their p99 stays
 // within twice of what it was.
@@ -117,7 +162,14 @@ func TestDeadMasterOfACluster(t *testing.T) {
 			conn := openStore(t, nil, "--redis-url", cluster.URL(), "--breaker-delay", "1s")
 			store, admin := sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
 			l := newClusterLoad(t, cluster, store)
-			dead := cluster.Nodes[2].Addr // whichever slots it has
+			victim := nodeWith(t, cluster, "stoker:{s0}:meta") // what is not about a session is there, too
+			dead := victim.Addr
+			for n := range 30 { // to be let go while it is dead
+				_, err := store.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{
+					User: fmt.Sprint("guest-", n), TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(guestTTL)},
+				})
+				must(t, err)
+			}
 
 			const rounds = 7
 			p99s := func(when string) map[string]time.Duration {
@@ -154,13 +206,19 @@ func TestDeadMasterOfACluster(t *testing.T) {
 			}
 			_, _ = l.round(t.Context(), time.Second) // connections and caches
 			before := p99s("before")
-			must(t, die(cluster.Nodes[2]))
+			must(t, die(victim))
 			after := p99s("after")
 			for node, was := range before {
 				t.Logf("sessions of %s, which lives: p99 %v before and %v after", node, was, after[node])
 				if after[node] > 2*was {
 					t.Errorf("p99 of the sessions of %s: %v, before %v", node, after[node], was)
 				}
+			}
+			for node := range before {
+				eventually(t, guestTTL, "sessions on the living nodes are let go", func() bool {
+					past, left := unswept(t, node)
+					return past > 0 && left == 0
+				})
 			}
 			list, err := admin.ListBreakers(t.Context(), &sessionv1.ListBreakersRequest{})
 			must(t, err)
