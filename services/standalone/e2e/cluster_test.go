@@ -25,12 +25,28 @@ import (
 // one call at a time, so that latency is measured and not how much fits in.
 type clusterLoad struct {
 	store sessionv1.StorageServiceClient
-	// byNode are the sessions of each node.
-	byNode map[string][]string
+	// byNode are the sessions of each node, and of the control.
+	byNode  map[string][]string
+	control sessionv1.StorageServiceClient
 
 	mu     sync.Mutex
 	took   map[string][]time.Duration
 	failed map[string]map[codes.Code]int
+}
+
+// control is a store on a Redis that has nothing to do with the cluster, under
+// the same load at the same time: what becomes slower there is the machine's.
+const control = "control"
+
+// addControl puts the control under load, too.
+func (l *clusterLoad) addControl(t *testing.T) {
+	t.Helper()
+	l.control = sessionv1.NewStorageServiceClient(openStore(t, nil, "--redis-url", redistest.Start(t).URL()))
+	for n := range 100 {
+		s, err := l.control.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{User: fmt.Sprint("user-", n)})
+		must(t, err)
+		l.byNode[control] = append(l.byNode[control], s.GetId())
+	}
 }
 
 func newClusterLoad(t *testing.T, cluster *redistest.Cluster, store sessionv1.StorageServiceClient) *clusterLoad {
@@ -63,6 +79,10 @@ func (l *clusterLoad) round(ctx context.Context, lasts time.Duration) (p99 map[s
 	end := time.Now().Add(lasts)
 	var wg sync.WaitGroup
 	for node, ids := range l.byNode {
+		store := l.store
+		if node == control {
+			store = l.control
+		}
 		for c := range clients {
 			wg.Go(func() {
 				for n := c; time.Now().Before(end); n++ {
@@ -70,9 +90,9 @@ func (l *clusterLoad) round(ctx context.Context, lasts time.Duration) (p99 map[s
 					begin := time.Now()
 					var err error
 					if n%2 == 0 {
-						_, err = l.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id})
+						_, err = store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id})
 					} else {
-						_, err = l.store.AppendEvents(ctx, &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Type: "input:text"}}})
+						_, err = store.AppendEvents(ctx, &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Type: "input:text"}}})
 					}
 					l.note(node, time.Since(begin), err)
 					time.Sleep(think)
@@ -145,8 +165,9 @@ func unswept(t *testing.T, node string) (past, left int) {
 }
 
 // TestDeadMasterOfACluster: of three masters without replicas one dies. Only
-// its breakers open, sessions of the others meet no error, and their p99 stays
-// within twice of what it was.
+// its breakers open, sessions of the others meet no error and are let go when
+// they are due, and their p99 stays within twice of what it was, as far as the
+// machine stays what it was.
 func TestDeadMasterOfACluster(t *testing.T) {
 	for name, die := range map[string]func(*redistest.Server) error{
 		"killed": (*redistest.Server).Kill, "stopped": (*redistest.Server).Pause,
@@ -162,6 +183,7 @@ func TestDeadMasterOfACluster(t *testing.T) {
 			conn := openStore(t, nil, "--redis-url", cluster.URL(), "--breaker-delay", "1s")
 			store, admin := sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
 			l := newClusterLoad(t, cluster, store)
+			l.addControl(t)
 			victim := nodeWith(t, cluster, "stoker:{s0}:meta") // what is not about a session is there, too
 			dead := victim.Addr
 			for n := range 30 { // to be let go while it is dead
@@ -208,10 +230,13 @@ func TestDeadMasterOfACluster(t *testing.T) {
 			before := p99s("before")
 			must(t, die(victim))
 			after := p99s("after")
+			machine := max(1, float64(after[control])/float64(before[control]))
+			t.Logf("the control: p99 %v before and %v after", before[control], after[control])
+			delete(before, control)
 			for node, was := range before {
 				t.Logf("sessions of %s, which lives: p99 %v before and %v after", node, was, after[node])
-				if after[node] > 2*was {
-					t.Errorf("p99 of the sessions of %s: %v, before %v", node, after[node], was)
+				if limit := time.Duration(2 * machine * float64(was)); after[node] > limit {
+					t.Errorf("p99 of the sessions of %s: %v, want at most %v", node, after[node], limit)
 				}
 			}
 			for node := range before {
