@@ -22,8 +22,8 @@ import (
 )
 
 // remote is a storage.Store on the other side of gRPC: what the suite asks of
-// it goes client -> gRPC -> server -> memory. What has no RPC (Census, Sweep, Groups,
-// Status, Close) goes to the store directly.
+// it goes client -> gRPC -> server -> memory. What has no RPC (Census, Sweep, Replay,
+// Hold, Groups, Status, Close) goes to the store directly.
 type remote struct {
 	storage.Store
 	client sessionv1.StorageServiceClient
@@ -353,5 +353,11 @@ func TestConformanceOverTheWire(t *testing.T) {
 		"update/refused":                                 "the number of labels is the server's limit here; TestBadInput shows it",
 		"events/round trip in order":                     "the server sets the origin; TestAppend shows it",
 		"feed/bad acknowledgements are refused":          "a refusal ends the stream; TestFeed shows it",
+
+		// Writes are replayed by the replica that has accepted them: there is no RPC.
+		"update/the same write is the same update":                "the wire has no name for an update; the server gives it one",
+		"replay/a request key stays with the session that has it": "the wire does not tell whether the session existed",
+		"replay/what was applied before is not applied again":     "the service assigns the id",
+		"replay/nothing is revived":                               "as above",
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -46,9 +47,24 @@ const MaxWriteIDs = 8
 // NewWriteID returns a WriteID that no other update has.
 func NewWriteID() string { return rand.Text() }
 
-// Empty is the error for a write that has none of its fields set.
-func (w Write) Empty() error {
-	return &InvalidError{Field: "write", Value: Shorten(w.SessionID), Want: "one change of the session"}
+// Check returns an InvalidError for a write that says nothing, or more than one
+// thing, or not when.
+func (w Write) Check() error {
+	n := 0
+	for _, set := range []bool{w.Create != nil, w.Update != nil, w.End != nil, w.Delete, w.Append != nil, w.Extend != nil} {
+		if set {
+			n++
+		}
+	}
+	switch {
+	case n != 1:
+		return &InvalidError{Field: "write", Value: strconv.Itoa(n) + " changes", Want: "one change of a session"}
+	case w.At.UnixMilli() <= 0:
+		return &InvalidError{Field: "at", Value: w.At.String(), Want: "when the write was accepted"}
+	case w.Create != nil && w.Create.Session.GetId() != w.SessionID:
+		return &InvalidError{Field: "id", Value: Shorten(w.SessionID), Want: "the id of the session to create"}
+	}
+	return nil
 }
 
 // Outcome turns the outcome of a replayed activity into what Replay returns:
@@ -79,22 +95,25 @@ type Replay interface {
 	// session is live is judged by its deadline and w.At, not by the clock, as
 	// long as it was not swept. The same write again, or one that was applied
 	// before by the method it stands for, must change nothing and return nil.
-	// Nothing may be revived that has ended or was deleted. It must return
-	// ErrUnavailable when it cannot tell whether the write was applied; any
-	// other error says that it was not, and never will be as it is:
+	// Nothing may be revived that has ended or was deleted, for as long as
+	// retention after that. It must return ErrUnavailable when it cannot tell
+	// whether the write was applied, or did not get to it (then with ErrClosed or
+	// the context's error as well); any other error says that it was not, and
+	// never will be as it is:
 	//
 	//   - Create must store the session with the times that it carries, even when
 	//     its deadline has passed. A request key that stands for another session
 	//     by now stays with that one.
 	//   - Update must return ErrNotFound, ErrEnded and ErrConflict as Update does,
-	//     and set update_time to w.At.
+	//     and set update_time to w.At. Its WriteID is what makes it the same again.
 	//   - End must set end_time to w.At, and change nothing where the session is
 	//     over or w.At is not before its deadline. It must return ErrNotFound.
 	//   - Delete must not mind that the session is not there.
 	//   - Append must give an event the cursor it carries where that is after the
 	//     last one of the log, and else the next. It must return ErrNotFound and
 	//     ErrEnded. Its entries in the feed are new ones, behind those that are
-	//     there.
+	//     there; Sweep must wait for ActivityGroup as if they had been appended at
+	//     w.At.
 	//   - Extend must do what TTL.Extend does, and return ErrNotFound and ErrEnded
 	//     for these outcomes.
 	//
@@ -110,8 +129,9 @@ type Replay interface {
 	// not given; but nothing for longer than settle_max after it was due. By it a
 	// holder says that it has nothing from before that time which is still to be
 	// replayed. The earliest hold counts. A later call of the same holder takes
-	// the place of the one before; the zero time gives the hold up. A hold whose
-	// time is further back than settle_max counts for nothing, and may be
-	// forgotten. Holds must be remembered across restarts where the data is.
+	// the place of the one before, but a step forward of less than a second may
+	// be left to a later call; the zero time gives the hold up. A hold whose time
+	// is further back than settle_max counts for nothing, and may be forgotten.
+	// Holds must be remembered across restarts where the data is.
 	Hold(ctx context.Context, holder string, from time.Time) error
 }

@@ -284,7 +284,8 @@ type SweepResult struct {
 	Purged  int
 	// Trimmed counts feed entries dropped after every group was done with them.
 	Trimmed int
-	// Held counts due sessions left alone because a watermark is behind.
+	// Held counts due sessions left alone because a watermark is behind, or under
+	// a hold.
 	Held int
 }
 

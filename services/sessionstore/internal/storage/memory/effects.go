@@ -5,6 +5,10 @@ import (
 	"errors"
 
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
 var errMalformed = errors.New("malformed effect")
@@ -88,3 +92,96 @@ func (f fields) bytes(n protowire.Number) []byte {
 }
 
 func (f fields) text(n protowire.Number) string { return string(f.bytes(n)) }
+
+func (tx *txn) add(kind byte, body []byte) {
+	tx.buf = append(tx.buf, kind)
+	tx.buf = binary.AppendUvarint(tx.buf, uint64(len(body)))
+	tx.buf = append(tx.buf, body...)
+}
+
+func (tx *txn) durable() bool { return tx.store.log != nil }
+
+func (tx *txn) put(x *session) {
+	if tx.durable() {
+		tx.add(effectPut, encodeSession(x, true))
+	}
+}
+
+func (tx *txn) hot(x *session) {
+	if tx.durable() {
+		tx.add(effectHot, encodeSession(x, false))
+	}
+}
+
+func (tx *txn) remove(id string) {
+	if tx.durable() {
+		tx.add(effectRemove, field(nil, 1, id))
+	}
+}
+
+func (tx *txn) logAt(x *session) {
+	if tx.durable() {
+		tx.add(effectLogAt, field(field(nil, 1, x.view.GetId()), 2, x.log.trimmed.String()))
+	}
+}
+
+// gone with the time 0 takes it back.
+func (tx *txn) gone(id string, until int64) {
+	if tx.durable() {
+		tx.add(effectGone, number(field(nil, 1, id), 2, until))
+	}
+}
+
+func (tx *txn) late(sh *shard) {
+	if l := sh.feed.late; tx.durable() && l != (late{}) {
+		tx.add(effectLate, field(number(number(nil, 2, int64(sh.n)), 4, l.from), 3, l.to.String()))
+	}
+}
+
+func (tx *txn) hold(holder string, from int64) {
+	if tx.durable() {
+		tx.add(effectHold, number(field(nil, 1, holder), 2, from))
+	}
+}
+
+func (tx *txn) event(x *session, e *sessionv1.Event) {
+	if tx.durable() {
+		tx.add(effectEvent, message(field(nil, 1, x.view.GetId()), 2, e))
+	}
+}
+
+func (tx *txn) feed(e *sessionv1.FeedEntry) {
+	if tx.durable() {
+		tx.add(effectFeed, message(nil, 1, e))
+	}
+}
+
+func (tx *txn) acked(group string, at storage.Cursor) {
+	if tx.durable() {
+		tx.add(effectAcked, field(number(field(nil, 1, group), 2, int64(tx.shard.n)), 3, at.String()))
+	}
+}
+
+func (tx *txn) policy(p *sessionv1.ProjectPolicy) {
+	if tx.durable() {
+		tx.add(effectPolicy, message(nil, 1, p))
+	}
+}
+
+func field(b []byte, n protowire.Number, s string) []byte {
+	return protowire.AppendString(protowire.AppendTag(b, n, protowire.BytesType), s)
+}
+
+func number(b []byte, n protowire.Number, v int64) []byte {
+	return protowire.AppendVarint(protowire.AppendTag(b, n, protowire.VarintType), uint64(v))
+}
+
+func message(b []byte, n protowire.Number, m proto.Message) []byte {
+	raw, err := proto.Marshal(m)
+	if err != nil {
+		// Only invalid UTF-8 can do this, and every text was checked when it
+		// came in over the wire.
+		raw = nil
+	}
+	return protowire.AppendBytes(protowire.AppendTag(b, n, protowire.BytesType), raw)
+}

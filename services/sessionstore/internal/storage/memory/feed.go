@@ -80,12 +80,11 @@ func (f *feed) watermarkOf(group string, now int64) int64 {
 
 // settled says up to when sessions may be swept: to where the activity group
 // has come, and for ever when it has nothing left to read or never was.
-// What was accepted long before it came into the feed takes it back, but not
-// further than to least.
-func (f *feed) settled(least int64) int64 {
+// What was accepted long before it came into the feed takes it back.
+func (f *feed) settled() int64 {
 	if acked, ok := f.acked[storage.ActivityGroup]; ok {
 		if i := f.after(acked); i < len(f.entries) {
-			if f.late.from >= least && acked.Compare(f.late.to) < 0 {
+			if acked.Compare(f.late.to) < 0 {
 				return min(f.late.from, f.entries[i].at.Millis)
 			}
 			f.late = late{}

@@ -38,6 +38,9 @@ func (m moment) cursor(last storage.Cursor, e *sessionv1.Event) storage.Cursor {
 
 // Replay applies a write as of the time when it was accepted.
 func (s *Store) Replay(ctx context.Context, w storage.Write) error {
+	if err := w.Check(); err != nil {
+		return err
+	}
 	m := moment{now: s.now(), at: w.At.UnixMilli(), replayed: true}
 	var err error
 	switch {
@@ -53,10 +56,8 @@ func (s *Store) Replay(ctx context.Context, w storage.Write) error {
 		}
 	case w.Append != nil:
 		_, err = s.append(ctx, w.SessionID, w.Append, m)
-	case w.Extend != nil:
-		err = s.replayExtend(ctx, w, m)
 	default:
-		err = w.Empty()
+		err = s.replayExtend(ctx, w, m)
 	}
 	return storage.Undecided(err)
 }

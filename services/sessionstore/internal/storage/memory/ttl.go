@@ -141,9 +141,8 @@ func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult,
 		sh.mu.Lock()
 		tx := s.begin(sh)
 		// As of before the sweep: what it appends itself holds nobody up.
-		least := now - s.opts.SettleMax.Milliseconds()
-		watermark := sh.feed.settled(least)
-		from := s.holds.earliest(least)
+		watermark := sh.feed.settled()
+		from := s.holds.earliest(now - s.opts.SettleMax.Milliseconds())
 		warned, looked := s.warn(tx, now, from)
 		expired, held := s.expire(tx, now, watermark, from)
 		purged := s.purge(tx, now)

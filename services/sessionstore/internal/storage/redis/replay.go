@@ -2,9 +2,14 @@ package redis
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	goredis "github.com/redis/go-redis/v9"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -35,11 +40,26 @@ func told(e *sessionv1.Event) string {
 
 // Replay applies a write as of the time when it was accepted.
 func (s *Store) Replay(ctx context.Context, w storage.Write) error {
-	return storage.Undecided(s.replay(ctx, w))
+	err := s.replay(ctx, w)
+	var server goredis.Error
+	if errors.As(err, &server) && deniedCode(server.Error()) {
+		// It is the deployment that is wrong, not the write.
+		return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
+	}
+	return storage.Undecided(err)
+}
+
+// deniedCode says whether a server refused us, whatever we asked for.
+func deniedCode(reply string) bool {
+	code, _, _ := strings.Cut(reply, " ")
+	return code == "NOAUTH" || code == "WRONGPASS" || code == "NOPERM"
 }
 
 func (s *Store) replay(ctx context.Context, w storage.Write) error {
 	if err := s.usable(ctx); err != nil {
+		return err
+	}
+	if err := w.Check(); err != nil {
 		return err
 	}
 	at := asOf(w.At.UnixMilli())
@@ -66,7 +86,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 	case w.Append != nil:
 		_, err := s.append(ctx, sh, w.SessionID, w.Append, at)
 		return err
-	case w.Extend != nil:
+	default:
 		a := *w.Extend
 		a.SessionID = w.SessionID
 		r, err := s.run(ctx, s.scripts.extend, sh, s.extendArgs(a, at)...)
@@ -77,8 +97,6 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 			return storage.ErrNotFound
 		}
 		return w.Outcome(sessionv1.ExtendTTLResponse_Outcome(r.num(exOutcome)))
-	default:
-		return w.Empty()
 	}
 }
 

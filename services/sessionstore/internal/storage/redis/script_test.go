@@ -169,6 +169,8 @@ func TestNothingIsNotFoundWhileRedisIsAway(t *testing.T) {
 	}
 	for name, err := range map[string]error{
 		"get": getErr, "list": listErr, "events": eventsErr, "end": endErr, "policy": policyErr, "many": manyErr,
+		"hold":   s.Hold(t.Context(), "me", time.Now()),
+		"replay": s.Replay(t.Context(), storage.Write{SessionID: id, At: time.Now(), Delete: true}),
 		"extend": extErr, "delete": s.Delete(t.Context(), id), "status": s.Status(t.Context()).Err,
 	} {
 		if !errors.Is(err, storage.ErrUnavailable) {

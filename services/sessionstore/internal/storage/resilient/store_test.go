@@ -255,7 +255,7 @@ func TestReplayIsNeverTurnedAway(t *testing.T) {
 	if _, err := s.SetPolicy(t.Context(), "acme", nil); !errors.Is(err, storage.ErrExhausted) {
 		t.Errorf("another write: %v", err)
 	}
-	if err := s.Replay(t.Context(), storage.Write{SessionID: "none", Delete: true}); err != nil {
+	if err := s.Replay(t.Context(), storage.Write{SessionID: "none", At: c.Now(), Delete: true}); err != nil {
 		t.Errorf("a replayed write: %v", err)
 	}
 	if err := s.Hold(t.Context(), "me", c.Now()); err != nil {

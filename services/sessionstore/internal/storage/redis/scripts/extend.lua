@@ -8,7 +8,7 @@
 --  after: exp, ext, act, cause}.
 local id = ARGV[2]
 local s = key('session', id)
-local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'step', 'max', 'below', 'minint', 'strategy', 'cap', 'pol', 'causes', 'forgot', 'dec', 'kinds')
+local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'step', 'max', 'below', 'minint', 'strategy', 'cap', 'pol', 'causes', 'forgot', 'dec', 'kinds', 'kind')
 if not v[1] then return {-1} end
 local asof = as_of(ARGV[13])
 local now = asof or now_ms()
@@ -77,7 +77,7 @@ local function remember()
   if lines > tonumber(ARGV[10]) then dec = string.match(dec, '^(.*\n)[^\n]*\n$') end
   set('dec', dec)
   if outcome == TOO_LATE or outcome == ENDED then return end
-  if at >= act then set('kind', ARGV[5]) end
+  if at >= act or (v[18] or '') == '' then set('kind', ARGV[5]) end
   for i = 14, #ARGV, 2 do
     local kind, more = ARGV[i], tonumber(ARGV[i + 1])
     local from, to, old = string.find(kinds, ';' .. kind .. '=(%d+);')

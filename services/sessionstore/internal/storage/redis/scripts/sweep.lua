@@ -25,7 +25,7 @@ end
 -- until the group has come as far as them.
 local replayed = redis.call('HMGET', P .. 'replayed', 'from', 'to')
 if replayed[1] then
-  if active and less(active, replayed[2]) and tonumber(replayed[1]) >= now - settle then
+  if active and less(active, replayed[2]) then
     watermark = math.min(watermark, tonumber(replayed[1]))
   else
     redis.call('DEL', P .. 'replayed')

@@ -1,0 +1,101 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// updateTries bounds how often an update without an expected revision is tried
+// against concurrent changes.
+const updateTries = 20
+
+// Update changes labels and data.
+func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
+	return s.update(ctx, id, u, present)
+}
+
+func (s *Store) update(ctx context.Context, id string, u storage.Update, at asOf) (*sessionv1.Session, error) {
+	for range updateTries {
+		out, err := s.tryUpdate(ctx, id, u, at)
+		if u.IfRevision != 0 || !errors.Is(err, storage.ErrConflict) {
+			return out, err
+		}
+	}
+	return nil, fmt.Errorf("%w: the session changes too fast", storage.ErrUnavailable)
+}
+
+func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update, at asOf) (*sessionv1.Session, error) {
+	old, writes, err := s.before(ctx, id, at)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case u.WriteID != "" && slices.Contains(writes, u.WriteID):
+		return old, nil
+	case old.GetPhase() == sessionv1.Session_ENDED, old.GetPhase() == sessionv1.Session_EXPIRED:
+		return nil, storage.ErrEnded
+	case u.IfRevision != 0 && u.IfRevision != old.GetRevision():
+		return nil, storage.ErrConflict
+	}
+	labels, err := u.Labels(old.GetLabels())
+	if err != nil {
+		return nil, err
+	}
+	lab, err := encodeLabels(labels)
+	if err != nil {
+		return nil, err
+	}
+	args := []any{id, old.GetRevision(), u.WriteID, storage.MaxWriteIDs, at.arg(), "lab", lab}
+	switch {
+	case u.SetData && u.Data == nil:
+		args = append(args, "-", "data")
+	case u.SetData:
+		data, err := proto.Marshal(u.Data)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "data", data)
+	}
+	r, err := s.run(ctx, s.scripts.update, s.shardOf(id), args...)
+	if err := check(r, err); err != nil {
+		return nil, err
+	}
+	return s.answered(r, 1)
+}
+
+// before reads a session that is to be updated, with its phase as of then, and
+// the names of its latest updates.
+func (s *Store) before(ctx context.Context, id string, at asOf) (*sessionv1.Session, []string, error) {
+	if err := s.usable(ctx); err != nil {
+		return nil, nil, err
+	}
+	sh := s.shardOf(id)
+	if sh == nil {
+		return nil, nil, storage.ErrNotFound
+	}
+	ctx, end := s.span(ctx, "get")
+	cmd := read(ctx, sh, id, "wids")
+	err := failure(s.conn.read.do(ctx, cmd))
+	end(err)
+	if err != nil {
+		return nil, nil, err
+	}
+	vals := cmd.Val()
+	if len(vals) != len(sessionFields)+1 {
+		return nil, nil, storage.ErrNotFound
+	}
+	when := int64(at)
+	if at == present {
+		when = s.now()
+	}
+	old, err := s.session(vals[:len(sessionFields)], when)
+	return old, strings.Fields(reply(vals).text(len(sessionFields))), err
+}
