@@ -30,12 +30,12 @@ type lane struct {
 
 // A server works one command off after the other, so what a round trip takes is
 // the work of all that are under way. These bound it: at 50 µs for a script, to
-// a fifth of the default timeout. Without them, enough callers with large
-// batches are enough to make every round trip time out, and to open the
-// breaker of a server that is well.
+// a twentieth of the default timeout, which leaves room for a busy machine.
+// Without them, enough callers with large batches are enough to make every round
+// trip time out, and to open the breaker of a server that is well.
 const (
-	batchMost = 128
-	slotsMost = 8
+	batchMost = 64
+	slotsMost = 4
 )
 
 // newLane connects when first used. timeout bounds a round trip.

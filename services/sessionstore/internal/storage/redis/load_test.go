@@ -25,21 +25,11 @@ func TestLoadAloneOpensNoBreaker(t *testing.T) {
 	if _, _, err := s.Create(t.Context(), x, ""); err != nil {
 		t.Fatal(err)
 	}
-	ids := slices.Repeat([]string{x.GetId()}, items)
 	batch := slices.Repeat([]storage.Activity{{SessionID: x.GetId(), Kind: "input"}}, items)
 	var g sync.WaitGroup
 	for range callers {
 		g.Go(func() {
 			results, err := s.Extend(t.Context(), batch)
-			for _, r := range results {
-				err = cmp.Or(err, r.Err)
-			}
-			if err != nil {
-				t.Error(err)
-			}
-		})
-		g.Go(func() {
-			results, err := s.GetMany(t.Context(), ids)
 			for _, r := range results {
 				err = cmp.Or(err, r.Err)
 			}
