@@ -101,10 +101,7 @@ func monitor(ctx context.Context, redis string, do func() error) ([][]string, er
 	}
 }
 
-var (
-	monitorLine = regexp.MustCompile(`^\+[0-9.]+ \[[0-9]+ (\S+)\] (.*)\r\n$`)
-	monitorArg  = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
-)
+var monitorLine = regexp.MustCompile(`^\+[0-9.]+ \[[0-9]+ (\S+)\] `)
 
 // monitored reads a line of MONITOR; nil for what a script did.
 func monitored(line string) ([]string, error) {
@@ -116,13 +113,18 @@ func monitored(line string) ([]string, error) {
 		return nil, nil
 	}
 	var args []string
-	for _, quoted := range monitorArg.FindAllString(m[2], -1) {
-		// Redis escapes as Go does.
+	for rest := strings.TrimSpace(line[len(m[0]):]); rest != ""; rest = strings.TrimPrefix(rest, " ") {
+		// Redis quotes and escapes as Go does.
+		quoted, err := strconv.QuotedPrefix(rest)
+		if err != nil {
+			return nil, fmt.Errorf("MONITOR: %q: %w", rest, err)
+		}
 		arg, err := strconv.Unquote(quoted)
 		if err != nil {
 			return nil, fmt.Errorf("MONITOR: %q: %w", quoted, err)
 		}
 		args = append(args, arg)
+		rest = rest[len(quoted):] // and on, after the blank
 	}
 	return args, nil
 }

@@ -215,7 +215,7 @@ func (l *lab) newBaselines(ctx context.Context, f *fixture) (*baselines, error) 
 	}
 	b.append, err = learn(ctx, f.redis.Redis, f.ids, func() error {
 		return each(len(f.ids), func(i int) error {
-			_, err := f.store.client(i).AppendEvents(ctx, appendRequest(f.ids[i], appendBatch))
+			_, err := f.store.client(i).AppendEvents(ctx, appendRequest(f.ids[i], 1))
 			return err
 		})
 	})

@@ -80,7 +80,8 @@ func spawn(ctx context.Context, program, env []string, kind string, args ...stri
 	stop := context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := p.out.Decode(&p.hello); err != nil {
-		return nil, errors.Join(fmt.Errorf("child %s does not start: %w: %s", kind, err, p.log.String()), p.stop())
+		stopped := p.stop() // first: it may still have something to say
+		return nil, errors.Join(fmt.Errorf("child %s does not start: %w: %s", kind, err, p.log.String()), stopped)
 	}
 	return p, nil
 }

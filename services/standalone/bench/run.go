@@ -39,6 +39,9 @@ func Run(ctx context.Context, o Options, progress io.Writer) (_ *Report, err err
 	defer func() { err = errors.Join(err, l.close()) }()
 	b := &bench{opts: o, lab: l, progress: progress, end: begin.Add(o.Budget - reserve), report: newReport(o, begin)}
 	if err := b.all(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // what failed, failed for that
+		}
 		return nil, errors.Join(err, l.healthy())
 	}
 	b.report.Took = time.Since(begin)
@@ -83,7 +86,7 @@ func (b *bench) compare(ctx context.Context, all []comparison) error {
 		left += c.phases() * float64(b.opts.Rounds)
 	}
 	if slot := time.Duration(float64(time.Until(b.end)) / left); slot < goodPhase {
-		b.note("The budget is short: phases of %v each say little.", slot.Round(time.Millisecond))
+		b.note("The budget is short: phases of %v each say little.", max(leastPhase, slot).Round(time.Millisecond))
 	}
 	for round := range b.opts.Rounds {
 		for _, c := range all {
