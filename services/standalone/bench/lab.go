@@ -154,6 +154,9 @@ func (l *lab) redis(ctx context.Context) (*redis, error) {
 	return r, nil
 }
 
+// url is how to connect to one of its databases.
+func (r *redis) url(db int) string { return fmt.Sprintf("redis://%s/%d", r.Redis, db) }
+
 // writeConfig puts the configuration of a plain service into a file.
 func (l *lab) writeConfig(c plainConfig) (string, error) {
 	raw, err := json.Marshal(c)
@@ -185,8 +188,9 @@ func newFixture(ctx context.Context, store *service, r *redis, n int) (*fixture,
 	})
 }
 
-// pick spreads the calls of all workers over the sessions.
-func (f *fixture) pick(worker, n int) string { return f.ids[(worker*7919+n)%len(f.ids)] }
+// pick spreads the calls of all workers over the sessions, in strides that keep
+// caches from helping.
+func (f *fixture) pick(worker, n int) string { return f.ids[(worker*7919+n*104_729)%len(f.ids)] }
 
 // baselines are the servers that stand for what one would have without Stoker.
 type baselines struct {
