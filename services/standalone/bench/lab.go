@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -75,6 +76,12 @@ func (l *lab) start(ctx context.Context, kind string, args ...string) (*process,
 	l.children = append(l.children, p)
 	l.onClose(p.stop)
 	return p, nil
+}
+
+// end ends a child early: what is idle costs the others something, too.
+func (l *lab) end(p *process) error {
+	l.children = slices.DeleteFunc(l.children, func(c *process) bool { return c == p })
+	return p.stop()
 }
 
 // healthy says which child has ended that should not have.

@@ -138,7 +138,7 @@ func grown(r *Report) float64 {
 	worst := math.NaN()
 	for _, c := range []string{ofGetBySessions, ofExtendBySessions} {
 		g := overRounds(r.series(c, sessions(1_000_000), usual, sample.cost), r.series(c, sessions(1000), usual, sample.cost), ratio)
-		if !(worst >= g) { // also while it is unknown
+		if !math.IsNaN(g) && !(worst >= g) { // also while the worst is unknown
 			worst = g
 		}
 	}
