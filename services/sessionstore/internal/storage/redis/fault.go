@@ -35,8 +35,10 @@ func isFault(err error) bool {
 	var open *resilience.OpenError
 	var server goredis.Error
 	var network net.Error
+	var left departureError
 	switch {
 	case err == nil,
+		errors.As(err, &left),
 		errors.Is(err, goredis.Nil),
 		errors.Is(err, context.Canceled),  // the caller has left
 		errors.Is(err, goredis.ErrClosed), // we have closed
@@ -76,8 +78,9 @@ func hasFaultCode(reply string) bool {
 // server is a defect of ours or of its configuration.
 func failure(err error) error {
 	var open *resilience.OpenError
+	var left departureError
 	switch {
-	case err == nil, errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled):
+	case err == nil, errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled), errors.As(err, &left):
 		return err
 	case errors.Is(err, goredis.ErrClosed):
 		return storage.ErrClosed

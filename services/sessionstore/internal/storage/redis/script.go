@@ -38,6 +38,7 @@ func loadScripts(before string) (*scripts, error) {
 	if err != nil {
 		return nil, err
 	}
+	fields := "local FIELDS = {'" + strings.Join(sessionFields, "', '") + "'}\n"
 	out := &scripts{}
 	for name, dst := range map[string]**script{
 		"create": &out.create, "update": &out.update, "end": &out.end, "delete": &out.remove, "revoke": &out.revoke,
@@ -48,7 +49,7 @@ func loadScripts(before string) (*scripts, error) {
 		if err != nil {
 			return nil, err
 		}
-		text := before + string(lib) + "\n" + string(body)
+		text := before + fields + string(lib) + "\n" + string(body)
 		sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts
 		*dst = &script{name: name, body: text, sha: hex.EncodeToString(sum[:])}
 	}
