@@ -166,7 +166,10 @@ func (s *Store) mend() {
 	if before == nil {
 		return
 	}
-	if err := s.disk.reopen(s.emit); err != nil {
+	// A write on its way into a log that broke is not acknowledged, so those that
+	// are here are all that count; and whoever accepts one may wait for this.
+	err := s.disk.reopen(func(put func(record []byte) error) error { return s.emit(put, s.waiting.all()) })
+	if err != nil {
 		s.opts.Log.Debug("the journal still cannot be written", slog.Any("error", err))
 		return
 	}
@@ -182,14 +185,19 @@ func (s *Store) tidy() {
 	if s.disk.size() < most || s.disk.failure() != nil {
 		return
 	}
-	if err := s.disk.snapshot(s.emit); err != nil {
+	if err := s.disk.snapshot(func(put func(record []byte) error) error {
+		s.accepting.Lock() // what is in the log that is replaced is known below
+		queues := s.waiting.all()
+		s.accepting.Unlock()
+		return s.emit(put, queues)
+	}); err != nil {
 		s.opts.Log.Error("the journal goes on growing", slog.Any("error", err))
 	}
 }
 
 // emit writes what counts: the journal's name, the dead letters, and the
 // sessions that wait, with what was replayed of them.
-func (s *Store) emit(put func(record []byte) error) error {
+func (s *Store) emit(put func(record []byte) error, queues []queue) error {
 	name, err := holderRecord(s.holder)
 	if err != nil {
 		return err
@@ -205,7 +213,7 @@ func (s *Store) emit(put func(record []byte) error) error {
 			return err
 		}
 	}
-	for _, q := range s.waiting.all() {
+	for _, q := range queues {
 		for i, a := range q.writes {
 			if err := putAccepted(put, a); err != nil {
 				return err
