@@ -69,13 +69,15 @@ type faultCall struct {
 	took  time.Duration
 	code  codes.Code
 	write bool
-	// stale: it was answered from what the store remembers.
-	stale bool
+	// stale: it was answered from what the store remembers. journaled: the
+	// journal took it.
+	stale, journaled bool
 }
 
-func newFaultEnv(t *testing.T, args ...string) *faultEnv {
+// newFaultEnv starts both, with more arguments for each.
+func newFaultEnv(t *testing.T, redis []string, store ...string) *faultEnv {
 	t.Helper()
-	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, args...)...)
+	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, redis...)...)
 	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}}
 	t.Cleanup(func() { _ = e.raw.Close() })
 	front := freeAddr(t)
@@ -85,14 +87,22 @@ func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 	}
 	t.Cleanup(e.proxy.Stop)
 
+	conn := serveStore(t, append([]string{
+		"--redis-url", "redis://" + front, "--redis-timeout", faultTimeout.String(),
+		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
+	}, store...)...)
+	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
+	return e
+}
+
+// serveStore runs a store in this process until the test ends, and returns a
+// connection to it.
+func serveStore(t *testing.T, args ...string) *grpc.ClientConn {
+	t.Helper()
 	var cfg sessionstore.Config
 	fs := pflag.NewFlagSet("store", pflag.ContinueOnError)
 	cfg.Flags(fs)
-	err := fs.Parse([]string{
-		"--redis-url", "redis://" + front, "--redis-timeout", faultTimeout.String(),
-		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
-	})
-	if err != nil || cfg.Validate() != nil {
+	if err := fs.Parse(args); err != nil || cfg.Validate() != nil {
 		t.Fatal(err, cfg.Validate())
 	}
 	tel := telemetry.Nop()
@@ -128,8 +138,7 @@ func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 			t.Log(err)
 		}
 	})
-	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
-	return e
+	return conn
 }
 
 // toxic spoils the connection until heal.
@@ -151,16 +160,16 @@ func (e *faultEnv) note(c faultCall, err error) {
 }
 
 // get reads a session, and says whether the answer is marked as an old one.
-func (e *faultEnv) get(ctx context.Context, id string) (stale bool, err error) {
+func (e *faultEnv) get(ctx context.Context, id string) (s *sessionv1.Session, stale bool, err error) {
 	var h metadata.MD
-	_, err = e.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id}, grpc.Header(&h))
+	s, err = e.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id}, grpc.Header(&h))
 	by, age := h.Get("stoker-served-by"), h.Get("stoker-stale-for")
 	if len(by) != len(age) || len(by) > 1 || len(by) == 1 && by[0] != "fallback" {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.badMarks = append(e.badMarks, fmt.Sprint(by, age))
 	}
-	return len(by) > 0, err
+	return s, len(by) > 0, err
 }
 
 // drive reads and writes until stop is closed: each client at a steady pace,
@@ -228,7 +237,7 @@ func (e *faultEnv) read(ctx context.Context) {
 		return
 	}
 	begin := time.Now()
-	stale, err := e.get(ctx, id)
+	_, stale, err := e.get(ctx, id)
 	e.note(faultCall{begin: begin, stale: stale}, err)
 	if status.Code(err) == codes.NotFound {
 		e.mu.Lock()
@@ -278,7 +287,7 @@ func (e *faultEnv) lost(t *testing.T) (writes, lost int) {
 	e.mu.Unlock()
 	for id, events := range acked {
 		writes += 1 + len(events)
-		stale, err := e.get(t.Context(), id)
+		_, stale, err := e.get(t.Context(), id)
 		if stale {
 			t.Fatal("what is remembered cannot tell what was lost")
 		}
