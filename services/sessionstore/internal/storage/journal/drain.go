@@ -88,10 +88,6 @@ func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int
 			if err != nil && !final(err) {
 				return false
 			}
-			if then == nil && err == nil {
-				// The near-cache forgot the session; the next outage may come at once.
-				_, _ = s.Store.Get(ctx, q.id)
-			}
 			if !s.settled(ctx, q, a, then, err) {
 				return false
 			}
@@ -99,6 +95,11 @@ func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int
 		}
 		if then != nil {
 			continue
+		}
+		// The near-cache forgot the session with each replay. It stays here until
+		// that knows it again: the next outage may have come already.
+		if _, err := s.Store.Get(ctx, q.id); err != nil && !final(err) {
+			return false
 		}
 		lock := s.stripe(&s.sessions, q.id)
 		lock.Lock()
