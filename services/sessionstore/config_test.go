@@ -42,6 +42,8 @@ func TestOutageFlags(t *testing.T) {
 		"redis":                     {[]string{redisURL}, nil},
 		"redis, both fail":          {[]string{redisURL, "--read-fallback=fail_fast", "--write-fallback=fail_fast"}, nil},
 		"redis, fail with data-dir": {[]string{redisURL, "--write-fallback=fail_fast", "--data-dir=d"}, nil},
+		"read cache, too long":      {[]string{redisURL, "--read-cache=1m"}, []string{"--read-cache: got 1m0s, want 0, or 10ms to 10s"}},
+		"read cache, embedded":      {[]string{"--read-cache=1s"}, []string{"--read-cache: got 1s, want 0: the embedded store"}},
 		"journal without data-dir":  {[]string{redisURL, "--write-fallback=journal"}, []string{"--data-dir: got \"\", want a directory"}},
 		"unknown": {
 			[]string{redisURL, "--read-fallback=journal", "--write-fallback=stale"},

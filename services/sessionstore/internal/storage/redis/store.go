@@ -52,6 +52,9 @@ type Options struct {
 	// Clock tells the time for phases; required. Deadlines are enforced by the
 	// clock of Redis; the two must agree as well as NTP makes them.
 	Clock func() time.Time
+	// Changed is told the id of a session whenever the feed has something of it,
+	// whoever wrote that; nobody where nil. It must not block.
+	Changed func(id string)
 	// Tracer traces operations; nowhere where nil.
 	Tracer trace.TracerProvider
 	// Log tells of a feed that cannot be read; nothing where nil.

@@ -220,6 +220,9 @@ func (t *tail) wake(st goredis.XStream) {
 	}
 	for _, m := range st.Messages {
 		id, _ := m.Values["s"].(string)
+		if t.s.opts.Changed != nil {
+			t.s.opts.Changed(id)
+		}
 		for ch := range t.waiters[id] {
 			select {
 			case ch <- struct{}{}:
