@@ -27,6 +27,8 @@ var faultCodes = []string{
 	"MISCONF",     // it cannot persist, and refuses writes
 	"NOREPLICAS",  // too few replicas are in touch
 	"BUSY",        // a script does not come to its end
+	// It takes no more connections; the one such reply without a code.
+	"ERR max number of clients reached",
 }
 
 // isFault is the one place that tells a fault of the infrastructure from an
