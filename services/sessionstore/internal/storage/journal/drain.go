@@ -18,6 +18,8 @@ const (
 	drainers = 64
 	// Pauses between rounds in which nothing could be replayed.
 	minPause, maxPause = 20 * time.Millisecond, 500 * time.Millisecond
+	// rereads is how often a session is read at most until it is known.
+	rereads = 3
 	// tidyBytes is how much may lie in the log once nothing waits.
 	tidyBytes = 1 << 20
 )
@@ -96,9 +98,7 @@ func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int
 		if then != nil {
 			continue
 		}
-		// The near-cache forgot the session with each replay. It stays here until
-		// that knows it again: the next outage may have come already.
-		if _, err := s.Store.Get(ctx, q.id); err != nil && !final(err) {
+		if !s.seen(ctx, q.id) {
 			return false
 		}
 		lock := s.stripe(&s.sessions, q.id)
@@ -112,6 +112,23 @@ func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int
 			return true
 		}
 	}
+}
+
+// seen reads a session whose writes were replayed, so that what knows the last
+// state of sessions, and forgot this one with each replay, knows it again: the
+// next outage may come at once. The session stays here as long as it cannot be
+// read.
+func (s *Store) seen(ctx context.Context, id string) bool {
+	for range rereads {
+		if _, err := s.Store.Get(ctx, id); err != nil && !final(err) {
+			return false
+		}
+		// Replays of other sessions may keep an answer from being believed.
+		if _, _, err := s.opts.Base(id); !errors.Is(err, storage.ErrUnavailable) {
+			break
+		}
+	}
+	return true
 }
 
 // final says whether an error of Replay is the write's end: it was not applied
