@@ -66,7 +66,7 @@ func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
 	srv := grpc.NewServer(
 		grpc.StatsHandler(otelgrpc.NewServerHandler(append(otelOptions(cfg.Telemetry),
 			otelgrpc.WithFilter(filters.Not(filters.HealthCheck())))...)),
-		c.unary(), c.stream(),
+		grpc.UnaryInterceptor(c.unary), c.stream(),
 		grpc.MaxRecvMsgSize(cfg.MaxRecvBytes),
 		grpc.MaxConcurrentStreams(cfg.MaxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
