@@ -70,7 +70,6 @@ type method struct {
 	// probe is true for health checks, which are neither traced nor timed.
 	probe bool
 	attrs []attribute.KeyValue
-	start []trace.SpanStartOption
 	// timed are the attributes of the duration by code, made when they are
 	// first needed.
 	timed [codes.Unauthenticated + 1]atomic.Pointer[[]metric.RecordOption]
@@ -83,7 +82,6 @@ func newMethod(fullName string) *method {
 		m.attrs = append(m.attrs, semconv.RPCMethod(name))
 	}
 	m.attrs = append(m.attrs, semconv.RPCSystemNameGRPC)
-	m.start = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(m.attrs...)}
 	return m
 }
 
@@ -163,9 +161,15 @@ func (s *callStats) TagRPC(ctx context.Context, info *stats.RPCTagInfo) context.
 	if m.probe {
 		return ctx
 	}
-	c.Context, c.span = s.tracer.Start(ctx, m.name, m.start...) //nolint:spancheck // HandleRPC ends it
+	c.Context, c.span = s.tracer.Start(ctx, m.name, asServer...) //nolint:spancheck // HandleRPC ends it
+	// No sampler of ours looks at attributes, and few calls are sampled.
+	if c.span.IsRecording() {
+		c.span.SetAttributes(m.attrs...)
+	}
 	return c
 }
+
+var asServer = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
 
 func (s *callStats) method(fullName string) *method {
 	if m := (*s.methods.Load())[fullName]; m != nil {
