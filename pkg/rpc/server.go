@@ -11,7 +11,6 @@ import (
 
 	"buf.build/go/protovalidate"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
-	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc/filters"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -62,11 +61,14 @@ func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
 	if cfg.BeforeAnswer == nil {
 		cfg.BeforeAnswer = func(context.Context, error) {}
 	}
+	calls, err := newServerStats(cfg.Telemetry)
+	if err != nil {
+		return nil, nil, fmt.Errorf("telemetry of calls: %w", err)
+	}
 	c := &chain{log: cfg.Telemetry.Log, toStatus: cfg.ErrorMapper, before: cfg.BeforeAnswer, auth: cfg.Auth, validator: validator}
 	srv := grpc.NewServer(
-		grpc.StatsHandler(otelgrpc.NewServerHandler(append(otelOptions(cfg.Telemetry),
-			otelgrpc.WithFilter(filters.Not(filters.HealthCheck())))...)),
-		c.unary(), c.stream(),
+		grpc.StatsHandler(calls),
+		grpc.UnaryInterceptor(c.unary), c.stream(),
 		grpc.MaxRecvMsgSize(cfg.MaxRecvBytes),
 		grpc.MaxConcurrentStreams(cfg.MaxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),

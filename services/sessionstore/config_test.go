@@ -1,6 +1,7 @@
 package sessionstore
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -9,6 +10,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(callersEnv) != "" {
+		beCallers()
+		return
+	}
 	goleak.VerifyTestMain(m,
 		// go-redis stops its batch workers after Close has returned.
 		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9.(*AutoPipeliner).flusher"),
@@ -17,7 +22,7 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
 }
 
-func configured(t *testing.T, args ...string) *Config {
+func configured(t testing.TB, args ...string) *Config {
 	t.Helper()
 	var cfg Config
 	fs := pflag.NewFlagSet("store", pflag.ContinueOnError)
