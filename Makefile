@@ -51,7 +51,14 @@ e2e: deps build $(BIN)/.gen ## Run the slow suites: built binaries, Redis Cluste
 	go -C services/standalone test -tags e2e -timeout 20m -v ./e2e/...
 
 .PHONY: bench
-bench: deps ## Run the benchmarks of every module
+bench: deps bin/stoker ## Measure against gRPC and Redis alone (5 minutes; ARGS="--budget 1m" for less)
+	bin/stoker bench $(ARGS)
+	@echo "The activity service: events decided per second on one core, and bytes of a tracked session, at 1,000,000 sessions."
+	@go -C services/activity test -run '^$$' -bench '^BenchmarkObserve$$/^1000000sessions$$' -benchtime 2000000x ./internal/tracker/ | grep Benchmark
+	@go -C services/activity test -run '^$$' -bench '^BenchmarkMemory$$' -benchtime 1x ./internal/tracker/ | grep Benchmark
+
+.PHONY: bench-micro
+bench-micro: deps ## Run the micro-benchmarks of every module
 	@for m in $(MODULES); do echo "== bench $$m"; go -C $$m test -run '^$$' -bench . -benchmem -benchtime 1s ./...; done
 
 .PHONY: fuzz

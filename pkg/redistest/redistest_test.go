@@ -8,7 +8,7 @@ import (
 func TestServerLivesDiesAndComesBack(t *testing.T) {
 	s := Start(t)
 	ping := func() bool {
-		answer, err := s.command(t.Context(), "PING")
+		answer, err := s.Ask(t.Context(), "PING")
 		return err == nil && strings.HasPrefix(answer, "+PONG")
 	}
 	if !ping() {

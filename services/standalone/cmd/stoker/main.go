@@ -11,6 +11,7 @@ import (
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
 	"github.com/livinguniverse/stoker/services/standalone"
+	"github.com/livinguniverse/stoker/services/standalone/bench"
 	"github.com/livinguniverse/stoker/services/standalone/internal/operator"
 )
 
@@ -27,7 +28,7 @@ func main() {
 			return standalone.Run(ctx, cfg, tel, os.Stdout)
 		})
 	})
-	root.AddCommand(run, config.CheckCommand(&cfg), rpc.HealthCommand())
+	root.AddCommand(run, bench.Command(version), config.CheckCommand(&cfg), rpc.HealthCommand())
 	root.AddCommand(operator.Commands()...)
 	os.Exit(config.Main(root))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,14 +21,26 @@ type lane struct {
 	// throughput there is to win. It runs a batch under a context of its own:
 	// do bounds a caller's wait. Nil where commands block.
 	auto *goredis.AutoPipeliner
+	// slots bounds the round trips of batches that are under way.
+	slots chan struct{}
 
 	once sync.Once
 	err  error
 }
 
+// A server works one command off after the other, so what a round trip takes is
+// the work of all that are under way. These bound it: at 50 µs for a script, to
+// a twentieth of the default timeout, which leaves room for a busy machine.
+// Without them, enough callers with large batches are enough to make every round
+// trip time out, and to open the breaker of a server that is well.
+const (
+	batchMost = 64
+	slotsMost = 4
+)
+
 // newLane connects when first used. timeout bounds a round trip.
 func newLane(class string, opts goredis.UniversalOptions, timeout time.Duration, breakers *resilience.Registry) (*lane, error) {
-	l := &lane{client: newClient(opts)}
+	l := &lane{client: newClient(opts), slots: make(chan struct{}, slotsMost)}
 	hook := func(node string) *guard {
 		return &guard{breaker: breakers.Breaker(class, node), timeout: timeout, opened: l.reload}
 	}
@@ -89,32 +102,51 @@ func (l *lane) do(ctx context.Context, cmd goredis.Cmder) error {
 	return cmd.Err()
 }
 
-// pipeline sends commands in one round trip for each node; each has its own
-// error then. It returns the context's error when that ends first: the commands
-// may not be looked at then, and may still be applied.
+// pipeline sends commands in one round trip for each node, or in several where
+// there are many; each has its own error then. It returns the context's error
+// when that ends first: the commands may not be looked at then, and may still
+// be applied.
 func (l *lane) pipeline(ctx context.Context, cmds ...goredis.Cmder) error {
 	if err := ctx.Err(); err != nil || len(cmds) == 0 {
 		return err
+	}
+	if ctx.Done() == nil {
+		return l.exec(ctx, cmds)
+	}
+	done := make(chan error, 1)
+	go func() { done <- l.exec(ctx, cmds) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// exec waits for its turns, outside of any round trip's deadline, and sends
+// nothing more once ctx has ended.
+func (l *lane) exec(ctx context.Context, cmds []goredis.Cmder) error {
+	for some := range slices.Chunk(cmds, batchMost) {
+		if err := l.turn(ctx, some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *lane) turn(ctx context.Context, cmds []goredis.Cmder) error {
+	select {
+	case l.slots <- struct{}{}:
+		defer func() { <-l.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	p := l.client.Pipeline()
 	for _, cmd := range cmds {
 		_ = p.Process(ctx, cmd)
 	}
-	if ctx.Done() == nil {
-		_, _ = p.Exec(ctx) // each command has its own error
-		return nil
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = p.Exec(ctx) // each command has its own error
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	_, _ = p.Exec(ctx) // each command has its own error
+	return nil
 }
 
 // close ends every round trip under way. Closing twice is harmless.
