@@ -144,7 +144,8 @@ func replayOrder() []Case {
 			}
 			settled(1)
 			fx.pass(7)
-			fx.replay(t, appended(id, fx.since(s, 5), fx.told("1", "")))
+			other := fx.create(t, "acme", "ann", long)
+			fx.replay(t, appended(id, fx.since(s, 5), fx.told("1", "")), appended(other, fx.Now(), fx.told("1", "")))
 			fx.pass(1)
 			res := fx.sweep(t)
 			equal(t, "expired before its activity was looked at", res.Expired, 0)
@@ -152,7 +153,7 @@ func replayOrder() []Case {
 			// The group finds that it is activity.
 			fx.extend(t, id, "1", fx.since(s, 5))
 			equal(t, "extensions", fx.get(t, id).GetExtensionCount(), 1)
-			settled(2)
+			settled(4)
 			fx.pass(3) // past the new deadline
 			equal(t, "expired in the end", fx.sweep(t).Expired, 1)
 
@@ -160,8 +161,7 @@ func replayOrder() []Case {
 			s = fx.get(t, id)
 			fx.pass(7)
 			// What is older than settle_max takes nothing from what is not.
-			old := fx.create(t, "acme", "ann", long)
-			fx.replay(t, appended(old, fx.since(s, -30), fx.told("1", "")))
+			fx.replay(t, appended(other, fx.since(s, -30), fx.told("2", "")))
 			fx.replay(t, appended(id, fx.since(s, 5), fx.told("1", "")))
 			equal(t, "expired at once", fx.sweep(t).Expired, 0)
 			fx.pass(20)
