@@ -32,12 +32,14 @@ var faultCodes = []string{
 // isFault is the one place that tells a fault of the infrastructure from an
 // answer. Only faults move a circuit breaker, and only they are worth a retry.
 func isFault(err error) bool {
+	if err == nil {
+		return false // before what follows takes memory
+	}
 	var open *resilience.OpenError
 	var server goredis.Error
 	var network net.Error
 	switch {
-	case err == nil,
-		errors.Is(err, goredis.Nil),
+	case errors.Is(err, goredis.Nil),
 		errors.Is(err, context.Canceled),  // the caller has left
 		errors.Is(err, goredis.ErrClosed), // we have closed
 		errors.As(err, &open):             // not a call at all
@@ -75,9 +77,12 @@ func hasFaultCode(reply string) bool {
 // and that a write may or may not have been applied; any other refusal by the
 // server is a defect of ours or of its configuration.
 func failure(err error) error {
+	if err == nil {
+		return nil // before what follows takes memory
+	}
 	var open *resilience.OpenError
 	switch {
-	case err == nil, errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled):
+	case errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled):
 		return err
 	case errors.Is(err, goredis.ErrClosed):
 		return storage.ErrClosed
