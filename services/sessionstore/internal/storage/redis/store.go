@@ -139,7 +139,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	sc, err := loadScripts(opts.scriptHead)
+	sc, err := loadScripts(opts.scriptHead + opts.constants())
 	if err != nil {
 		return nil, err
 	}
@@ -243,4 +243,6 @@ func (s *Store) shardOf(id string) *shard {
 }
 
 // keep is how long past its deadline a live session's keys stay at least.
-func (s *Store) keep() int64 { return (s.opts.SettleMax + time.Hour).Milliseconds() }
+func (s *Store) keep() int64 { return s.opts.keep() }
+
+func (o Options) keep() int64 { return (o.SettleMax + time.Hour).Milliseconds() }
