@@ -84,18 +84,20 @@ local function set(field, value)
   changes[#changes + 1] = value
 end
 
--- Counts activities of a kind; kinds is ';a=1;b=2;'.
+-- Counts activities of a kind; kinds is ';a=1;b=2;'. A kind may look like a
+-- pattern, so it is found as it is.
 local function count(kinds, name, more)
-  local from, to, old = string.find(kinds, ';' .. name .. '=(%d+);')
+  local from, to = string.find(kinds, ';' .. name .. '=', 1, true)
   if not from then
     local _, known = string.gsub(kinds, '=', '=')
     if known >= MAX_KINDS then
       name = 'other'
-      from, to, old = string.find(kinds, ';other=(%d+);')
+      from, to = string.find(kinds, ';other=', 1, true)
     end
   end
   if not from then return kinds .. name .. '=' .. int(more) .. ';' end
-  return string.sub(kinds, 1, from) .. name .. '=' .. int(tonumber(old) + more) .. string.sub(kinds, to)
+  local old = string.match(kinds, '^%d+', to + 1)
+  return string.sub(kinds, 1, to) .. int(tonumber(old) + more) .. string.sub(kinds, to + 1 + #old)
 end
 
 -- What lifetime.History does: a decision that changed nothing takes the place of
