@@ -182,6 +182,7 @@ func (s *Store) checkEpoch(ctx context.Context) error {
 	now := r.text(2)
 	if before := s.epoch.Swap(&now); before != nil && *before != now {
 		s.lost.Add(s.opts.Clock())
+		s.tail.lost.Store(true)
 		s.opts.Log.ErrorContext(ctx, "Redis has lost its data, or holds other data than before: sessions and events that were acknowledged are gone")
 	}
 	return nil
