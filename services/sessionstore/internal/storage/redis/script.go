@@ -16,6 +16,8 @@ import (
 	otelcodes "go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 )
 
 //go:embed scripts/*.lua
@@ -26,10 +28,20 @@ type script struct {
 	name, body, sha string
 }
 
-// scripts holds every script by the name of its file, each with lib.lua before
-// it.
+// libMark is where a script wants lib.lua, other than at its beginning: to define
+// it takes about as long as a short script.
+const libMark = "--@lib\n"
+
+// scripts holds every script by the name of its file, each with lib.lua in it.
 type scripts struct {
 	create, update, end, remove, revoke, append, extend, sweep, ack, join, lease, policy, meta, census, hold *script
+}
+
+// constants spells what never changes in a store's life as the beginning of its
+// scripts: an argument costs both sides something at every call.
+func (o Options) constants() string {
+	return fmt.Sprintf("local MAX_EVENTS, KEEP, MAX_CAUSES, MAX_DECISIONS, MAX_KINDS = %d, %d, %d, %d, %d\n",
+		o.MaxEvents, o.keep(), lifetime.MaxCauses, lifetime.MaxDecisions, lifetime.MaxKinds)
 }
 
 // loadScripts reads them; before goes in front of each.
@@ -49,7 +61,11 @@ func loadScripts(before string) (*scripts, error) {
 		if err != nil {
 			return nil, err
 		}
-		text := before + fields + string(lib) + "\n" + string(body)
+		text := string(body)
+		if !strings.Contains(text, libMark) {
+			text = libMark + text
+		}
+		text = before + strings.Replace(text, libMark, fields+string(lib)+"\n", 1)
 		sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts
 		*dst = &script{name: name, body: text, sha: hex.EncodeToString(sum[:])}
 	}

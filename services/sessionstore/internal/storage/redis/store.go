@@ -142,7 +142,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	sc, err := loadScripts(opts.scriptHead)
+	sc, err := loadScripts(opts.scriptHead + opts.constants())
 	if err != nil {
 		return nil, err
 	}
@@ -185,6 +185,7 @@ func (s *Store) checkEpoch(ctx context.Context) error {
 	now := r.text(2)
 	if before := s.epoch.Swap(&now); before != nil && *before != now {
 		s.lost.Add(s.opts.Clock())
+		s.tail.lost.Store(true)
 		s.opts.Log.ErrorContext(ctx, "Redis has lost its data, or holds other data than before: sessions and events that were acknowledged are gone")
 	}
 	return nil
@@ -246,4 +247,6 @@ func (s *Store) shardOf(id string) *shard {
 }
 
 // keep is how long past its deadline a live session's keys stay at least.
-func (s *Store) keep() int64 { return (s.opts.SettleMax + time.Hour).Milliseconds() }
+func (s *Store) keep() int64 { return s.opts.keep() }
+
+func (o Options) keep() int64 { return (o.SettleMax + time.Hour).Milliseconds() }
