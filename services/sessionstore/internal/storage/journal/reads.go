@@ -114,7 +114,7 @@ func (s *Store) pending(ctx context.Context, q storage.EventQuery, queue *queue)
 			page.Truncated = true
 			return page, nil //nolint:nilerr // the page says so
 		}
-		all := append(s.others(q.SessionID, first.start, upTo(rest.Events, start)), page.Events...)
+		all := append(s.others(ctx, q.SessionID, first.start, upTo(rest.Events, start)), page.Events...)
 		page.Events = all[max(0, len(all)-q.Tail):]
 		return page, nil
 	}
@@ -136,7 +136,7 @@ func (s *Store) pending(ctx context.Context, q storage.EventQuery, queue *queue)
 		}
 		before := upTo(page.Events, start)
 		more := page.More && len(before) == len(page.Events)
-		if page.Events = s.others(q.SessionID, first.start, before); len(page.Events) > 0 {
+		if page.Events = s.others(ctx, q.SessionID, first.start, before); len(page.Events) > 0 {
 			page.Next, page.More, page.Over = page.Events[len(page.Events)-1].GetCursor(), true, false
 			return page, nil
 		}
@@ -150,12 +150,11 @@ func (s *Store) pending(ctx context.Context, q storage.EventQuery, queue *queue)
 // others returns those of a session's events that do not wait here as well.
 // What was applied although its answer was lost is told from here alone, under
 // the cursor that its caller was told.
-func (s *Store) others(id, start string, events []*sessionv1.Event) []*sessionv1.Event {
+func (s *Store) others(ctx context.Context, id, start string, events []*sessionv1.Event) []*sessionv1.Event {
 	if len(events) == 0 {
 		return events
 	}
-	// It needs no caller: the shadow does not wait.
-	here, err := s.shadow.ListEvents(context.Background(), storage.EventQuery{SessionID: id, After: start, Limit: 1 << 30})
+	here, err := s.shadow.ListEvents(ctx, storage.EventQuery{SessionID: id, After: start, Limit: 1 << 30})
 	if err != nil {
 		return events
 	}
