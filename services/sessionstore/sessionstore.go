@@ -175,6 +175,7 @@ func (s *Service) Close() error {
 // Run is the whole process: it serves until ctx ends, then stops in order:
 // health off, running calls, sweeper, store.
 func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry) error {
+	defer lifecycle.KeepHeapRoom(lifecycle.HeapRoom)()
 	s, err := New(ctx, cfg, tel)
 	if err != nil {
 		return err

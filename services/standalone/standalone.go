@@ -22,6 +22,7 @@ import (
 // activity service (which reports what is pending), gRPC, the sweeper, the
 // store. It prints where to look to out.
 func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry, out io.Writer) (err error) {
+	defer lifecycle.KeepHeapRoom(lifecycle.HeapRoom)()
 	g := lifecycle.NewGroup(tel.Log, 3*cfg.Grace)
 	var opened closers
 	defer func() {
