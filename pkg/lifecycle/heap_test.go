@@ -49,12 +49,14 @@ func TestHeapRoomFollowsTheHeap(t *testing.T) {
 	}
 	kept = make([]byte, 2*HeapRoom)
 	settles(t, 100, 100)
+	runtime.KeepAlive(kept)
 	kept = nil
 	settles(t, 400, 1600)
 	stop()
 	settles(t, 100, 100)
 }
 
+// kept is alive: a variable of a test might not be.
 var kept []byte
 
 // settles waits until collections have led to a percentage.

@@ -105,12 +105,22 @@ func benchedStore(b *testing.B, sink string) (string, sessionv1.StorageServiceCl
 	if err != nil {
 		b.Fatal(err)
 	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, BeforeAnswer: s.BeforeAnswer})
+	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, Plain: Plain, BeforeAnswer: s.BeforeAnswer})
 	if err != nil {
 		b.Fatal(err)
 	}
 	s.Register(srv)
-	b.Cleanup(func() { _ = s.Close() })
+	sweeping, stop := context.WithCancel(context.Background())
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		_ = s.Run(sweeping, hs) // else the feed, which nobody reads, would grow
+	}()
+	b.Cleanup(func() {
+		stop()
+		<-swept
+		_ = s.Close()
+	})
 	addr := benched(b, srv)
 	conn, err := rpc.Dial(addr, telemetry.Nop())
 	if err != nil {

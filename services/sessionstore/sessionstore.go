@@ -37,6 +37,9 @@ type Service struct {
 // ErrorMapper turns the store's errors into statuses, for rpc.NewServer.
 func ErrorMapper(err error) error { return server.ToStatus(err) }
 
+// Plain says which requests need no validation, for rpc.NewServer.
+func Plain(req any) bool { return server.Plain(req) }
+
 // New opens the backend.
 func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	breakers, err := newBreakers(cfg, tel) //nolint:contextcheck // breakers outlive the start, and change state in nobody's call
@@ -184,7 +187,7 @@ func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry) error {
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}
-	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, BeforeAnswer: s.BeforeAnswer})
+	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, Plain: Plain, BeforeAnswer: s.BeforeAnswer})
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}

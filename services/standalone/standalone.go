@@ -39,7 +39,7 @@ func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry, out io.Write
 	if err != nil {
 		return err
 	}
-	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, BeforeAnswer: store.BeforeAnswer})
+	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, Plain: sessionstore.Plain, BeforeAnswer: store.BeforeAnswer})
 	if err != nil {
 		return err
 	}
