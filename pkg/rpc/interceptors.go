@@ -34,6 +34,7 @@ type chain struct {
 	toStatus  func(error) error
 	before    func(ctx context.Context, err error)
 	auth      auth.Authenticator
+	plain     func(msg any) bool
 	validator protovalidate.Validator
 }
 
@@ -218,7 +219,7 @@ func (s *validStream) RecvMsg(m any) error {
 
 func (c *chain) validate(req any) error {
 	m, ok := req.(proto.Message)
-	if !ok {
+	if !ok || c.plain(req) {
 		return nil
 	}
 	err := c.validator.Validate(m)

@@ -35,6 +35,10 @@ type ServerConfig struct {
 	// ErrorMapper turns a domain error into a status; it returns nil for one it
 	// does not know, which is answered INTERNAL with no detail.
 	ErrorMapper func(error) error
+	// Plain says of a message that it satisfies its rules, where that is seen
+	// without looking them up; what it does not say so of is validated, and
+	// everything is where it is nil. It must never be wrong.
+	Plain func(msg any) bool
 	// BeforeAnswer is called at the end of each call, and of a stream also
 	// before its first message, while headers may still be set; err is the
 	// status that will be answered. Nothing is called where nil.
@@ -65,7 +69,10 @@ func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("telemetry of calls: %w", err)
 	}
-	c := &chain{log: cfg.Telemetry.Log, toStatus: cfg.ErrorMapper, before: cfg.BeforeAnswer, auth: cfg.Auth, validator: validator}
+	if cfg.Plain == nil {
+		cfg.Plain = func(any) bool { return false }
+	}
+	c := &chain{log: cfg.Telemetry.Log, toStatus: cfg.ErrorMapper, before: cfg.BeforeAnswer, auth: cfg.Auth, plain: cfg.Plain, validator: validator}
 	srv := grpc.NewServer(
 		grpc.StatsHandler(calls),
 		grpc.UnaryInterceptor(c.unary), c.stream(),

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/livinguniverse/stoker/pkg/auth"
+	"github.com/livinguniverse/stoker/pkg/lifecycle"
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -24,7 +25,8 @@ import (
 // BenchmarkCall measures what a call costs the process that serves it: the
 // callers are a process of their own. "stoker" is everything that Run puts in
 // front of the embedded store, with one trace in a hundred exported; "echo" is
-// a bare gRPC server that answers with messages of the same size.
+// a bare gRPC server that answers with messages of the same size, and leaves
+// Go's defaults alone.
 func BenchmarkCall(b *testing.B) {
 	callers := startCallers(b)
 	stoker, client := benchedStore(b, callers.Sink)
@@ -40,6 +42,9 @@ func BenchmarkCall(b *testing.B) {
 		for _, n := range []int{1, 64} {
 			for _, to := range []struct{ name, addr string }{{"echo", echo}, {"stoker", stoker}} {
 				b.Run(fmt.Sprintf("%s/callers=%d/%s", what, n, to.name), func(b *testing.B) {
+					if to.addr == stoker {
+						defer lifecycle.KeepHeapRoom(lifecycle.HeapRoom)()
+					}
 					run := callRun{Addr: to.addr, What: what, Session: sess.GetId(), Callers: n}
 					run.Calls = 2000
 					callers.call(b, run)
@@ -100,12 +105,22 @@ func benchedStore(b *testing.B, sink string) (string, sessionv1.StorageServiceCl
 	if err != nil {
 		b.Fatal(err)
 	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, BeforeAnswer: s.BeforeAnswer})
+	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, Plain: Plain, BeforeAnswer: s.BeforeAnswer})
 	if err != nil {
 		b.Fatal(err)
 	}
 	s.Register(srv)
-	b.Cleanup(func() { _ = s.Close() })
+	sweeping, stop := context.WithCancel(context.Background())
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		_ = s.Run(sweeping, hs) // else the feed, which nobody reads, would grow
+	}()
+	b.Cleanup(func() {
+		stop()
+		<-swept
+		_ = s.Close()
+	})
 	addr := benched(b, srv)
 	conn, err := rpc.Dial(addr, telemetry.Nop())
 	if err != nil {
