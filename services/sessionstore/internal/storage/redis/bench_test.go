@@ -34,7 +34,8 @@ type rig struct {
 	ids    []string
 }
 
-func newRig(b *testing.B, sessions int) *rig {
+func newRig(b *testing.B) *rig {
+	const sessions = 1000
 	b.Helper()
 	server := redistest.Start(b)
 	s := open(b, server.URL(), func(o *redis.Options) { o.Shards, o.MaxEvents, o.Timeout = 64, 1000, 5*time.Second })
@@ -131,7 +132,7 @@ func (r *rig) measure(b *testing.B, items int, op func(n int) error) {
 func (r *rig) id(n int) string { return r.ids[n%len(r.ids)] }
 
 func BenchmarkGet(b *testing.B) {
-	r := newRig(b, 1000)
+	r := newRig(b)
 	r.measure(b, 1, func(n int) error {
 		_, err := r.s.Get(context.Background(), r.id(n))
 		return err
@@ -140,12 +141,12 @@ func BenchmarkGet(b *testing.B) {
 
 // BenchmarkExtend reports activity that changes no deadline, as almost all does.
 func BenchmarkExtend(b *testing.B) {
-	r := newRig(b, 1000)
+	r := newRig(b)
 	r.measure(b, 1, func(n int) error { return r.extend(n, 1) })
 }
 
 func BenchmarkExtend200(b *testing.B) {
-	r := newRig(b, 1000)
+	r := newRig(b)
 	r.measure(b, 200, func(n int) error { return r.extend(n*200, 200) })
 }
 
@@ -167,7 +168,7 @@ func (r *rig) extend(from, items int) error {
 }
 
 func BenchmarkAppend50(b *testing.B) {
-	r := newRig(b, 1000)
+	r := newRig(b)
 	r.measure(b, 50, func(n int) error {
 		list := make([]*sessionv1.Event, 50)
 		for i := range list {
@@ -184,7 +185,7 @@ func BenchmarkAppend50(b *testing.B) {
 // BenchmarkFloor is what Redis and go-redis take for the same with nothing of
 // ours: a hash of as many fields, and two XADDs.
 func BenchmarkFloor(b *testing.B) {
-	r := newRig(b, 1000)
+	r := newRig(b)
 	auto, err := r.client.AsyncAutoPipeline()
 	if err != nil {
 		b.Fatal(err)
