@@ -83,15 +83,9 @@ func newFaultEnv(t *testing.T, redis []string, store ...string) *faultEnv {
 	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, redis...)...)
 	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}, deadlines: map[string]time.Time{}}
 	t.Cleanup(func() { _ = e.raw.Close() })
-	front := freeAddr(t)
-	e.proxy = toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop()), "redis", front, server.Addr)
-	if err := e.proxy.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(e.proxy.Stop)
-
+	e.proxy = newProxy(t, server.Addr)
 	conn := openStore(t, func(c *sessionstore.Config) { c.Clock = e.now }, append([]string{
-		"--redis-url", "redis://" + front, "--redis-timeout", faultTimeout.String(),
+		"--redis-url", "redis://" + e.proxy.Listen, "--redis-timeout", faultTimeout.String(),
 		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
 	}, store...)...)
 	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
@@ -100,6 +94,17 @@ func newFaultEnv(t *testing.T, redis []string, store ...string) *faultEnv {
 
 // now is the store's clock.
 func (e *faultEnv) now() time.Time { return time.Now().Add(time.Duration(e.skew.Load())) }
+
+// newProxy puts a proxy before a server until the test ends.
+func newProxy(t *testing.T, addr string) *toxiproxy.Proxy {
+	t.Helper()
+	p := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop()), "redis", freeAddr(t), addr)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Stop)
+	return p
+}
 
 // toxic spoils the connection until heal.
 func (e *faultEnv) toxic(t *testing.T, spec string) {

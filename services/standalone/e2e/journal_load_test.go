@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 )
@@ -104,6 +105,10 @@ type writer struct {
 	user  string
 	mine  []string
 	n     int
+	// data goes with each event; none where nil.
+	data *structpb.Value
+	// err is what the last call failed with, nil where it did not.
+	err error
 }
 
 // step makes the next call.
@@ -134,6 +139,7 @@ func (w *writer) call(what, id string, do func(h grpc.CallOption) error) bool {
 	begin := time.Now()
 	var h metadata.MD
 	err := do(grpc.Header(&h))
+	w.err = err
 	marks := h.Get("stoker-durability")
 	if len(marks) > 1 || len(marks) == 1 && (marks[0] != "journal" || err != nil) {
 		w.fault("%s %s answered %v, marked %v", what, id, err, marks)
@@ -163,7 +169,7 @@ func (w *writer) create(ctx context.Context) {
 func (w *writer) event(ctx context.Context, id string) {
 	event := fmt.Sprintf("e-%s-%d", w.user, w.n)
 	if w.call("append", id, func(h grpc.CallOption) error {
-		_, err := w.store.AppendEvents(ctx, &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Id: event, Type: "input:text"}}}, h)
+		_, err := w.store.AppendEvents(ctx, &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Id: event, Type: "input:text", Data: w.data}}}, h)
 		return err
 	}) {
 		w.set(id, func(s *told) { s.events = append(s.events, event) })

@@ -41,7 +41,7 @@ const journalExpects = "hardly a call fails; writes go to the journal, reads of 
 const drainSlack = 10 * time.Second
 
 // TestJournalMatrix puts a store with a journal through each fault in which
-// Redis keeps its data. Nothing that was acknowledged may be lost, by what it
+// Redis keeps its data, and through those of its own. Nothing that was acknowledged may be lost, by what it
 // says itself and by what a second replica reads in Redis. With STOKER_DOCS set
 // to a file it writes the table there, between marks of its own.
 func TestJournalMatrix(t *testing.T) {
@@ -59,6 +59,13 @@ func TestJournalMatrix(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			m := f.runJournal(t)
 			rows = append(rows, m.row(f))
+			t.Log(rows[len(rows)-1])
+		})
+	}
+	for _, f := range journalFaults {
+		t.Run(f.name, func(t *testing.T) {
+			m := f.run(t)
+			rows = append(rows, m.row(fault{name: f.name, expect: f.expect}))
 			t.Log(rows[len(rows)-1])
 		})
 	}
