@@ -175,9 +175,12 @@ func verdict(cmd *goredis.Cmd, err error) (reply, error) {
 	return list, nil
 }
 
-// span traces one operation on Redis. Statements and keys stay out of it: they
-// hold session ids.
+// span traces one operation on Redis, where it is a part of a trace that is kept.
+// Statements and keys stay out of it: they hold session ids.
 func (s *Store) span(ctx context.Context, operation string) (context.Context, func(error)) {
+	if parent := trace.SpanContextFromContext(ctx); s.untraced || parent.IsValid() && !parent.IsSampled() {
+		return ctx, endless
+	}
 	ctx, span := s.tracer.Start(ctx, "redis "+operation, trace.WithSpanKind(trace.SpanKindClient))
 	if span.IsRecording() {
 		span.SetAttributes(semconv.DBSystemNameRedis, semconv.DBOperationName(operation), attribute.Bool("stoker.cluster", s.conn.cluster))
@@ -189,3 +192,6 @@ func (s *Store) span(ctx context.Context, operation string) (context.Context, fu
 		span.End()
 	}
 }
+
+// endless ends no span.
+func endless(error) {}

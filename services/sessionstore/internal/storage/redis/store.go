@@ -106,6 +106,7 @@ type Store struct {
 	scripts  *scripts
 	shards   []*shard
 	tracer   trace.Tracer
+	untraced bool // the tracer makes nothing of anything
 	policies policyCache
 	tail     *tail
 	holds    holds
@@ -151,6 +152,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}),
 		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
 	}
+	_, s.untraced = opts.Tracer.(tracenoop.TracerProvider)
 	s.holds.written = map[string]written{}
 	for n := range opts.Shards {
 		s.shards = append(s.shards, &shard{n: n, p: prefix(n)})
