@@ -166,8 +166,23 @@ func (r *rig) extend(from, items int) error {
 	return nil
 }
 
+// BenchmarkAppend50 appends to logs that are full, and to feeds that are swept
+// now and then.
 func BenchmarkAppend50(b *testing.B) {
-	r := newRig(b, 1000)
+	r := newRig(b, 64)
+	ctx, cancel := context.WithCancel(b.Context())
+	var sweeps sync.WaitGroup
+	sweeps.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = r.s.Sweep(ctx)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	})
+	defer sweeps.Wait()
+	defer cancel()
 	r.measure(b, 50, func(n int) error {
 		list := make([]*sessionv1.Event, 50)
 		for i := range list {
