@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
@@ -139,22 +138,15 @@ func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
 	}
 	t := lifetime.NewTerms(lifetime.Millis(out.GetCreateTime()), policy)
 	st := lifetime.State{Expire: number(r[5]), Count: int32(number(r[6])), LastActivity: number(r[7])}
-	out.TtlPolicy, out.CapTime = policy, timeIn(&m.cap, t.Cap)
-	out.ExpireTime, out.ExtensionCount, out.LastActivityTime = timeIn(&m.expire, st.Expire), st.Count, timeIn(&m.lastActivity, st.LastActivity)
-	out.Revision, out.UpdateTime = number(r[8]), timeIn(&m.update, number(r[9]))
+	out.TtlPolicy, out.CapTime = policy, lifetime.SetTime(&m.cap, t.Cap)
+	out.ExpireTime, out.ExtensionCount, out.LastActivityTime = lifetime.SetTime(&m.expire, st.Expire), st.Count, lifetime.SetTime(&m.lastActivity, st.LastActivity)
+	out.Revision, out.UpdateTime = number(r[8]), lifetime.SetTime(&m.update, number(r[9]))
 	if over := overPhase(string(r[4])); over != sessionv1.Session_PHASE_UNSPECIFIED {
-		out.Phase, out.EndTime, out.EndReason = over, timeIn(&m.end, number(r[10])), string(r[11])
+		out.Phase, out.EndTime, out.EndReason = over, lifetime.SetTime(&m.end, number(r[10])), string(r[11])
 	} else {
 		out.Phase = lifetime.Phase(t, st, now)
 	}
 	return out, nil
-}
-
-// timeIn is lifetime.Time in memory that is there already.
-func timeIn(t *timestamppb.Timestamp, millis int64) *timestamppb.Timestamp {
-	at := time.UnixMilli(millis)
-	t.Seconds, t.Nanos = at.Unix(), int32(at.Nanosecond())
-	return t
 }
 
 // overPhase is the phase of a state that is final.
