@@ -3,7 +3,6 @@ package sessionstore
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
@@ -38,7 +37,7 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 	if cfg.Backend() == StorageMemory {
 		store, err := memory.New(memory.Options{ //nolint:contextcheck // recovery is not bounded by a caller
 			Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax, Retention: cfg.Retention,
-			Clock: time.Now, DataDir: cfg.DataDir, Log: tel.Log,
+			Clock: cfg.Clock, DataDir: cfg.DataDir, Log: tel.Log,
 		})
 		if err != nil {
 			return nil, err
@@ -47,12 +46,12 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 	}
 	store, err := redis.New(ctx, redis.Options{
 		URL: cfg.RedisURL, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
-		Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: time.Now, Tracer: tel.Tracer, Log: tel.Log, MayBeAway: cfg.Journals(),
+		Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: cfg.Clock, Tracer: tel.Tracer, Log: tel.Log, MayBeAway: cfg.Journals(),
 	})
 	if err != nil {
 		return nil, err
 	}
-	guarded := resilient.New(store, resilient.Options{Clock: time.Now})
+	guarded := resilient.New(store, resilient.Options{Clock: cfg.Clock})
 	b := &backend{Store: guarded, limits: guarded}
 	if err := b.fallbacks(cfg, tel, marks); err != nil { //nolint:contextcheck // recovery is not bounded by a caller
 		return nil, errors.Join(err, b.Close())
@@ -66,7 +65,7 @@ func (b *backend) fallbacks(cfg Config, tel *telemetry.Telemetry, marks *server.
 		return nil
 	}
 	near, err := fallback.New(b.Store, fallback.Options{
-		Clock: time.Now, MaxSessions: cfg.NearCache, Stale: marks.Stale, Silent: cfg.ReadFallback != FallbackStale,
+		Clock: cfg.Clock, MaxSessions: cfg.NearCache, Stale: marks.Stale, Silent: cfg.ReadFallback != FallbackStale,
 	})
 	if err != nil {
 		return err

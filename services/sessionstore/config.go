@@ -64,6 +64,9 @@ type Config struct {
 
 	Policy PolicyConfig
 
+	// Clock tells the time; time.Now where nil. It is no flag.
+	Clock func() time.Time
+
 	Auth      auth.Config
 	Telemetry telemetry.Config
 }

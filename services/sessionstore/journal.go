@@ -38,7 +38,7 @@ func (c *Config) checkJournal() []error {
 // state of a session that a write changes.
 func (b *backend) openJournal(cfg Config, tel *telemetry.Telemetry, marks *server.Marks) error {
 	j, err := journal.New(b.Store, journal.Options{
-		Dir: cfg.DataDir, Clock: time.Now, Base: b.near.Base, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
+		Dir: cfg.DataDir, Clock: cfg.Clock, Base: b.near.Base, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
 		Retention: cfg.Retention, MaxBytes: cfg.JournalBytes, Marked: marks.Journaled, Stale: marks.Stale, Log: tel.Log,
 	})
 	if err != nil {

@@ -39,6 +39,9 @@ func ErrorMapper(err error) error { return server.ToStatus(err) }
 
 // New opens the backend.
 func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, error) {
+	if cfg.Clock == nil {
+		cfg.Clock = time.Now
+	}
 	breakers, err := newBreakers(cfg, tel) //nolint:contextcheck // breakers outlive the start, and change state in nobody's call
 	if err != nil {
 		return nil, err
@@ -61,11 +64,11 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 	stopping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Service{cfg: cfg, tel: tel, store: store, marks: marks, metrics: metrics, stop: stop}
 	s.rpc = server.New(server.Config{
-		Store: store.Store, Shards: cfg.Shards, Policy: cfg.policy(), Clock: time.Now, Metrics: metrics, Stopping: stopping,
+		Store: store.Store, Shards: cfg.Shards, Policy: cfg.policy(), Clock: cfg.Clock, Metrics: metrics, Stopping: stopping,
 		Limits:       server.Limits{EventData: cfg.EventData, SessionData: cfg.SessionData, Labels: cfg.MaxLabels},
 		PollInterval: cfg.PollInterval, Heartbeat: cfg.Heartbeat,
 	})
-	s.admin = server.NewAdmin(store.Store, breakers, time.Now())
+	s.admin = server.NewAdmin(store.Store, breakers, cfg.Clock())
 	if store.journal != nil {
 		s.admin.Journal = store.journal
 	}

@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/Shopify/toxiproxy/v2 v2.12.0
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/livinguniverse/stoker/pkg v0.0.0
 	github.com/livinguniverse/stoker/proto v0.0.0
 	github.com/livinguniverse/stoker/services/activity v0.0.0

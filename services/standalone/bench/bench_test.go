@@ -260,3 +260,72 @@ func TestDriveCountsWhatFails(t *testing.T) {
 		t.Errorf("calls %d, errors %d, times %d, first %v", l.Calls, l.Errors, len(l.Sorted), l.First)
 	}
 }
+
+func TestMetricsAreAddedUp(t *testing.T) {
+	text := "# HELP stoker_long_polls x\nstoker_long_polls{a=\"b\"} 2\nstoker_long_polls{a=\"c\"} 3\nstoker_long_polls_more 9\n"
+	if n, err := metricSum(strings.NewReader(text), "stoker_long_polls"); n != 5 || err != nil {
+		t.Errorf("%d, %v, want 5", n, err)
+	}
+	info := "cmdstat_xread:calls=12,usec=3\r\ncmdstat_xreadgroup:calls=7,usec=3\r\n"
+	if a, b := calls(info, "xread"), calls(info, "xrange"); a != 12 || b != 0 {
+		t.Errorf("%v and %v calls, want 12 and 0", a, b)
+	}
+	if v, err := fields("a:1.5\r\nb:2\r\n", "b", "a"); err != nil || !slices.Equal(v, []float64{2, 1.5}) {
+		t.Errorf("%v, %v", v, err)
+	}
+	if _, err := fields("a:1\r\n", "b"); err == nil {
+		t.Error("a field that is not there has a value")
+	}
+}
+
+// TestSiblingsAreOnTheSameShard: shard and last character stay, and no two are
+// alike.
+func TestSiblingsAreOnTheSameShard(t *testing.T) {
+	const id = "aaqk2ymqklwlkjbjezdoeofzzxzqm"
+	seen := map[string]bool{}
+	for n := range 100_000 {
+		s := sibling(id, n)
+		if len(s) != len(id) || s[:5] != id[:5] || s[len(s)-1] != id[len(id)-1] || seen[s] {
+			t.Fatalf("sibling %d of %s: %s", n, id, s)
+		}
+		seen[s] = true
+	}
+	call := []any{"evalsha", "k", id, "user\x00p\x00" + id}
+	if got := renamed(call, id, "other"); !slices.Equal(got, []any{"evalsha", "k", "other", "user\x00p\x00other"}) || call[2] != id {
+		t.Errorf("%q from %q", got, call)
+	}
+}
+
+// TestUntilGivesUp: what does not come is an error of its own, and what fails
+// is not waited for.
+func TestUntilGivesUp(t *testing.T) {
+	if err := until(t.Context(), time.Millisecond, func() (bool, error) { return false, nil }); !errors.Is(err, errNotYet) {
+		t.Errorf("%v, want that it did not come", err)
+	}
+	bad := errors.New("bad")
+	if err := until(t.Context(), time.Hour, func() (bool, error) { return false, bad }); !errors.Is(err, bad) {
+		t.Errorf("%v, want what failed", err)
+	}
+}
+
+// TestGrownIsTheWorse: of two comparisons, and of one where the other is
+// unknown.
+func TestGrownIsTheWorse(t *testing.T) {
+	r := newReport(Options{}, time.Now())
+	add := func(c, who string, cpu, redis float64) {
+		r.add(comparison{Name: c}, sample{Comparison: c, Contender: who, Callers: usual, CPU: figure(cpu), RedisCPU: figure(redis)})
+	}
+	if !math.IsNaN(grown(r)) {
+		t.Error("nothing has grown")
+	}
+	add(ofGetBySessions, sessions(1000), 10, 10)
+	add(ofGetBySessions, sessions(1_000_000), 10, 20)
+	if got := grown(r); got != 1.5 {
+		t.Errorf("grown %v, want 1.5", got)
+	}
+	add(ofExtendBySessions, sessions(1000), 10, 10)
+	add(ofExtendBySessions, sessions(1_000_000), 30, 10)
+	if got := grown(r); got != 2 {
+		t.Errorf("grown %v, want 2", got)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -75,6 +76,12 @@ func (l *lab) start(ctx context.Context, kind string, args ...string) (*process,
 	l.children = append(l.children, p)
 	l.onClose(p.stop)
 	return p, nil
+}
+
+// end ends a child early: what is idle costs the others something, too.
+func (l *lab) end(p *process) error {
+	l.children = slices.DeleteFunc(l.children, func(c *process) bool { return c == p })
+	return p.stop()
 }
 
 // healthy says which child has ended that should not have.
@@ -154,6 +161,9 @@ func (l *lab) redis(ctx context.Context) (*redis, error) {
 	return r, nil
 }
 
+// url is how to connect to one of its databases.
+func (r *redis) url(db int) string { return fmt.Sprintf("redis://%s/%d", r.Redis, db) }
+
 // writeConfig puts the configuration of a plain service into a file.
 func (l *lab) writeConfig(c plainConfig) (string, error) {
 	raw, err := json.Marshal(c)
@@ -185,8 +195,9 @@ func newFixture(ctx context.Context, store *service, r *redis, n int) (*fixture,
 	})
 }
 
-// pick spreads the calls of all workers over the sessions.
-func (f *fixture) pick(worker, n int) string { return f.ids[(worker*7919+n)%len(f.ids)] }
+// pick spreads the calls of all workers over the sessions, in strides that keep
+// caches from helping.
+func (f *fixture) pick(worker, n int) string { return f.ids[(worker*7919+n*104_729)%len(f.ids)] }
 
 // baselines are the servers that stand for what one would have without Stoker.
 type baselines struct {

@@ -58,11 +58,7 @@ func (b *bench) all(ctx context.Context) error {
 	if b.report.Machine, err = describe(ctx, r); err != nil {
 		return err
 	}
-	store, err := b.lab.serve(ctx, "store", "--redis-url", "redis://"+r.Redis+"/0")
-	if err != nil {
-		return err
-	}
-	f, err := newFixture(ctx, store, r, pool)
+	f, err := b.fixture(ctx, r, "--redis-url", r.url(0))
 	if err != nil {
 		return err
 	}
@@ -74,7 +70,45 @@ func (b *bench) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.compare(ctx, comparisons)
+	more, err := b.more(ctx, f, base, &comparisons[0])
+	if err != nil {
+		return err
+	}
+	return b.compare(ctx, append(comparisons, more...))
+}
+
+// more prepares what stands beside the store on Redis, and measures what is no
+// comparison. reads gets further contenders.
+func (b *bench) more(ctx context.Context, f *fixture, base *baselines, reads *comparison) ([]comparison, error) {
+	if err := b.cached(ctx, f, reads); err != nil {
+		return nil, err
+	}
+	single, err := b.embedded(ctx, f, base, reads)
+	if err != nil {
+		return nil, err
+	}
+	polls, err := b.polling(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// On a Redis of their own: sweepers would show in the figures of the first.
+	other, err := b.lab.redis(ctx)
+	if err != nil {
+		return nil, err
+	}
+	logs, err := b.byLog(ctx, other)
+	if err != nil {
+		return nil, err
+	}
+	b.say("starting stoker run a few times")
+	if err := b.starting(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.watching(ctx, other); err != nil {
+		return nil, err
+	}
+	sizes, err := b.bySessions(ctx)
+	return append(append([]comparison{single, polls}, logs...), sizes...), err
 }
 
 // compare shares out what is left of the budget, and measures in rounds: each

@@ -13,6 +13,7 @@ const (
 	byStoker    = "Stoker on Redis"
 	byEmbedded  = "Stoker embedded"
 	byDurable   = "Stoker embedded, durable"
+	byCached    = "Stoker on Redis, near-cache"
 	byClient    = "go-redis alone"
 	byPipelined = "go-redis alone, auto-pipelined"
 )

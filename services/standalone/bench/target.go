@@ -1,6 +1,9 @@
 package bench
 
-import "math"
+import (
+	"math"
+	"strings"
+)
 
 // target is what a figure should reach.
 type target struct {
@@ -53,16 +56,54 @@ func versus(comparison, a, b string) func(*Report) float64 {
 	}
 }
 
-// targets are what the ratios should be on any machine.
+// atLeast and atMost are targets of a ratio or a figure.
+func atLeast(what string, bound float64, unit string, of func(*Report) float64) target {
+	return target{What: what, Want: "at least " + spelled(bound, unit), Bound: bound, Unit: unit, Of: of}
+}
+
+func atMost(what string, bound float64, unit string, of func(*Report) float64) target {
+	return target{What: what, Want: "at most " + spelled(bound, unit), Bound: bound, Most: true, Unit: unit, Of: of}
+}
+
+func spelled(f float64, unit string) string { return strings.TrimSpace(number(f) + " " + unit) }
+
+func probeOf(name string) func(*Report) float64 {
+	return func(r *Report) float64 { return r.probed(name) }
+}
+
+// targets are what the figures should be on any machine; ratios are of
+// throughput at the usual callers.
 func targets() []target {
 	return []target{
-		{What: "GetSession on Redis, of the plain service", Want: "at least 1.5 x", Bound: 1.5, Unit: "x", Of: versus(ofGet, byStoker, byPlain)},
-		{What: "GetSession on Redis, of the echo", Want: "at least 0.60 x", Bound: 0.60, Unit: "x", Of: versus(ofGet, byStoker, byEcho)},
-		{What: "ExtendTTL on Redis, of a plain service with EVALSHA", Want: "at least 1.3 x", Bound: 1.3, Unit: "x", Of: versus(ofExtend, byStoker, byPlain)},
-		{What: "BatchExtendTTL, 200 a call, per item, of the auto-pipelined script alone", Want: "at least 0.8 x", Bound: 0.8, Unit: "x", Of: versus(ofBatch, byStoker, byPipelined)},
-		{What: "AppendEvents, 50 a call, per event, of auto-pipelined XADDs to two streams", Want: "at least 0.6 x", Bound: 0.6, Unit: "x", Of: versus(ofAppend, byStoker, byPipelined)},
-		{What: "allocations of a GetSession in the server, over those of the echo", Want: "at most 25", Bound: 25, Most: true, Unit: "", Of: func(r *Report) float64 {
+		atLeast("GetSession on Redis, of the plain service", 1.5, "x", versus(ofGet, byStoker, byPlain)),
+		atLeast("GetSession on Redis, of the echo", 0.60, "x", versus(ofGet, byStoker, byEcho)),
+		atLeast("GetSession of a hot session from the near-cache, of the echo", 0.85, "x", versus(ofGet, byCached, byEcho)),
+		atLeast("ExtendTTL on Redis, of a plain service with EVALSHA", 1.3, "x", versus(ofExtend, byStoker, byPlain)),
+		atLeast("BatchExtendTTL, 200 a call, per item, of the auto-pipelined script alone", 0.8, "x", versus(ofBatch, byStoker, byPipelined)),
+		atLeast("AppendEvents, 50 a call, per event, of auto-pipelined XADDs to two streams", 0.6, "x", versus(ofAppend, byStoker, byPipelined)),
+		atLeast("embedded store: GetSession, of the echo", 0.85, "x", versus(ofGet, byEmbedded, byEcho)),
+		atLeast("embedded store: AppendEvents, 1 a call, of the echo", 0.6, "x", versus(ofAppendOne, byEmbedded, byEcho)),
+		atLeast("embedded store: durable appends (fsync) at 512 callers", 20_000, "events/s", func(r *Report) float64 {
+			return median(known(r.series(ofAppendOne, byDurable, 512, throughput)))
+		}),
+		atLeast("ListEvents poll with nothing new, of a bare handler of the gateway's mux", 0.5, "x", versus(ofPoll, byEmbedded, byBare)),
+		atMost("allocations of a GetSession in the server, over those of the echo", 25, "", func(r *Report) float64 {
 			return overRounds(r.series(ofGet, byStoker, usual, allocations), r.series(ofGet, byEcho, usual, allocations), difference)
-		}},
+		}),
+		atMost("processor time of a call with 1,000,000 sessions, of that with 1,000", 1.2, "x", grown),
+		atMost("10,000 idle watchers: memory of each", 30<<10, "B", allWatchers(probeWatchBytes)),
+		atMost("10,000 idle watchers: goroutines left when they have gone", leftAllowed, "", allWatchers(probeWatchLeft)),
+		atMost("10,000 idle watchers: feed reads, of those without a watcher", 1.2, "x", allWatchers(probeFeedReads)),
+		atMost("startup of stoker run to the first answer", 300, "ms", probeOf(probeStartup)),
+	}
+}
+
+// allWatchers is a figure of a run with as many watchers as the target is about.
+func allWatchers(name string) func(*Report) float64 {
+	return func(r *Report) float64 {
+		if r.probed(probeWatchers) < watchersMost {
+			return math.NaN()
+		}
+		return r.probed(name)
 	}
 }

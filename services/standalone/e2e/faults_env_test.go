@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,18 +18,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
-	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/livinguniverse/stoker/pkg/auth"
 	"github.com/livinguniverse/stoker/pkg/redistest"
-	"github.com/livinguniverse/stoker/pkg/rpc"
-	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore"
 )
@@ -38,6 +34,9 @@ const (
 	faultTimeout  = 200 * time.Millisecond
 	faultFailures = 5
 	faultDelay    = 500 * time.Millisecond
+	// faultTTL is the life of a session: longer than any row, and than what a
+	// clock jumps by.
+	faultTTL = 3 * time.Hour
 )
 
 // faultEnv is a store in this process, on a Redis of its own behind a proxy
@@ -49,12 +48,16 @@ type faultEnv struct {
 	proxy *toxiproxy.Proxy
 	store sessionv1.StorageServiceClient
 	admin sessionv1.AdminServiceClient
+	// skew is by how much the store's clock differs from that of Redis, in ns.
+	skew atomic.Int64
 
 	mu sync.Mutex
 	// acked is what was acknowledged: the events of each session.
 	acked map[string]map[string]bool
 	ids   []string
-	calls []faultCall
+	// deadlines are those that the creations were answered with.
+	deadlines map[string]time.Time
+	calls     []faultCall
 	// missing are sessions that a read said are not there though they were
 	// acknowledged.
 	missing int
@@ -75,8 +78,14 @@ type faultCall struct {
 
 func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 	t.Helper()
-	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, args...)...)
-	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}}
+	return newFaultEnvWith(t, args)
+}
+
+// newFaultEnvWith is newFaultEnv with more flags for the store.
+func newFaultEnvWith(t *testing.T, redis []string, flags ...string) *faultEnv {
+	t.Helper()
+	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, redis...)...)
+	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}, deadlines: map[string]time.Time{}}
 	t.Cleanup(func() { _ = e.raw.Close() })
 	front := freeAddr(t)
 	e.proxy = toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop()), "redis", front, server.Addr)
@@ -85,52 +94,16 @@ func newFaultEnv(t *testing.T, args ...string) *faultEnv {
 	}
 	t.Cleanup(e.proxy.Stop)
 
-	var cfg sessionstore.Config
-	fs := pflag.NewFlagSet("store", pflag.ContinueOnError)
-	cfg.Flags(fs)
-	err := fs.Parse([]string{
+	conn := openStore(t, func(c *sessionstore.Config) { c.Clock = e.now }, append([]string{
 		"--redis-url", "redis://" + front, "--redis-timeout", faultTimeout.String(),
 		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
-	})
-	if err != nil || cfg.Validate() != nil {
-		t.Fatal(err, cfg.Validate())
-	}
-	tel := telemetry.Nop()
-	svc, err := sessionstore.New(t.Context(), cfg, tel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	authn, err := (&auth.Config{Mode: "none"}).Authenticator()
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, BeforeAnswer: svc.BeforeAnswer})
-	if err != nil {
-		t.Fatal(err)
-	}
-	svc.Register(srv)
-	pipe := rpc.NewPipe()
-	var running sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
-	running.Go(func() { _ = srv.Serve(pipe.Listener()) })
-	running.Go(func() { _ = svc.Run(ctx, health.NewServer()) })
-	conn, err := rpc.Dial(rpc.PipeTarget, tel, pipe.DialOption())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = conn.Close()
-		cancel()
-		svc.Drain()
-		srv.Stop()
-		running.Wait()
-		if err := svc.Close(); err != nil {
-			t.Log(err)
-		}
-	})
+	}, flags...)...)
 	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
 	return e
 }
+
+// now is the store's clock.
+func (e *faultEnv) now() time.Time { return time.Now().Add(time.Duration(e.skew.Load())) }
 
 // toxic spoils the connection until heal.
 func (e *faultEnv) toxic(t *testing.T, spec string) {
@@ -197,13 +170,14 @@ func (e *faultEnv) write(ctx context.Context, w, n int) {
 	begin := time.Now()
 	if n%25 == 0 {
 		s, err := e.store.CreateSession(ctx, &sessionv1.CreateSessionRequest{
-			User: fmt.Sprint("user-", w), TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(time.Hour)},
+			User: fmt.Sprint("user-", w), TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(faultTTL)},
 		})
 		e.note(faultCall{begin: begin, write: true}, err)
 		if err == nil {
 			e.mu.Lock()
 			e.acked[s.GetId()] = map[string]bool{}
 			e.ids = append(e.ids, s.GetId())
+			e.deadlines[s.GetId()] = s.GetExpireTime().AsTime()
 			e.mu.Unlock()
 		}
 		return

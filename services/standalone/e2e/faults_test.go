@@ -30,6 +30,8 @@ type fault struct {
 	reads bool
 	// loses: what was acknowledged is lost, and that must be told.
 	loses bool
+	// after looks at what the others do not; nil for nothing.
+	after func(t *testing.T, e *faultEnv)
 	// slack is what recovery may take beyond the breakers' delay and a second.
 	slack time.Duration
 }
@@ -149,7 +151,7 @@ var faults = []fault{
 // there, between the marks.
 func TestFaultMatrix(t *testing.T) {
 	var rows []string
-	for _, f := range faults {
+	for _, f := range slices.Concat(faults, clockFaults) {
 		t.Run(f.name, func(t *testing.T) {
 			m := f.run(t)
 			rows = append(rows, m.row(f))
@@ -191,6 +193,9 @@ func (f fault) run(t *testing.T) measured {
 	watch.Wait()
 	m := e.measure(t, began, healed)
 	f.judge(t, e, m)
+	if f.after != nil {
+		f.after(t, e)
+	}
 	return m
 }
 

@@ -60,7 +60,7 @@ func newRig(t T, dir string, change ...func(*Options)) *rig {
 	for _, c := range change {
 		c(&r.opts)
 	}
-	r.open(dir)
+	r.open(dir, storagetest.Works)
 	return r
 }
 
@@ -69,9 +69,10 @@ type stay struct{ storage.Store }
 
 func (stay) Close() error { return nil }
 
-func (r *rig) open(dir string) {
+func (r *rig) open(dir string, fault storagetest.Fault) {
 	r.t.Helper()
 	r.below = &storagetest.Faulty{Store: stay{r.inner}}
+	r.below.Set(fault)
 	near, err := fallback.New(r.below, fallback.Options{Clock: r.clock.Now})
 	if err != nil {
 		r.t.Fatal(err)
@@ -95,8 +96,7 @@ func (r *rig) crash(dir string, fault storagetest.Fault) {
 	}
 	r.below.Set(storagetest.Refuses)
 	_ = r.Close() // it fails to drain, as it should
-	r.open(dir)
-	r.below.Set(fault)
+	r.open(dir, fault)
 }
 
 func nothingKnown(string) (*sessionv1.Session, time.Duration, error) {
@@ -363,6 +363,18 @@ func TestRequestKey(t *testing.T) {
 	second, existed, err = r.Create(ctx, r.fresh("ann"), "k")
 	if err != nil || !existed || second.GetId() != first.GetId() {
 		t.Fatalf("after the outage: got %v, %v, %v", second, existed, err)
+	}
+	r.below.Set(storagetest.Refuses)
+	second, existed, err = r.Create(ctx, r.fresh("ann"), "k")
+	if err != nil || !existed || second.GetId() != first.GetId() {
+		t.Fatalf("in the next outage: got %v, %v, %v", second, existed, err)
+	}
+	if err := r.Delete(ctx, first.GetId()); err != nil {
+		t.Fatal(err)
+	}
+	second, existed, err = r.Create(ctx, r.fresh("ann"), "k")
+	if err != nil || existed || second.GetId() == first.GetId() {
+		t.Fatalf("once it was deleted: got %v, %v, %v", second, existed, err)
 	}
 }
 

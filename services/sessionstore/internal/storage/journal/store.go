@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/maypok86/otter/v2"
+
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/memory"
@@ -89,6 +91,10 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
+// rememberedKeys is how many request keys are remembered, to know them in an
+// outage.
+const rememberedKeys = 100_000
+
 // Store is a storage.Store over another. What is not listed here passes
 // through.
 type Store struct {
@@ -112,6 +118,8 @@ type Store struct {
 	letters letters
 	// held: the store underneath has been told of a hold of this process.
 	held atomic.Bool
+	// made are the sessions made of late, by the request key they were made under.
+	made *otter.Cache[string, string]
 	// high is the latest start of a session's events, so that the next one comes
 	// after whatever was accepted before it.
 	high atomic.Pointer[storage.Cursor]
@@ -147,6 +155,9 @@ func New(inner storage.Store, opts Options) (*Store, error) {
 	}
 	s.waiting.init()
 	s.letters.init()
+	if s.made, err = otter.New(&otter.Options[string, string]{MaximumSize: rememberedKeys}); err != nil {
+		return nil, errors.Join(err, shadow.Close())
+	}
 	if err := s.recover(); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal %s: %w", opts.Dir, err), s.disk.close(), shadow.Close())
 	}

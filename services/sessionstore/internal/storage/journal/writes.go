@@ -195,6 +195,9 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, key string) (
 		sess, existed, err := s.Store.Create(ctx, in, key)
 		return created{sess, existed}, err
 	}, func(at time.Time) (created, *storage.Write, error) {
+		if sess, err := s.madeUnder(ctx, in, under); sess != nil || err != nil {
+			return created{sess, true}, nil, err
+		}
 		sess, existed, err := s.shadow.Create(ctx, in, key)
 		if err != nil || sess.GetId() != in.GetId() || s.waiting.has(in.GetId()) {
 			return created{sess, existed}, nil, err
@@ -203,7 +206,28 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, key string) (
 			SessionID: in.GetId(), At: at, Create: &storage.CreateWrite{Session: in, RequestKey: key},
 		}), nil
 	})
+	if err == nil && key != "" {
+		s.made.Set(under, out.session.GetId())
+	}
 	return out.session, out.existed, err
+}
+
+// madeUnder returns the session that was made under a request key before the
+// store underneath went away, nil where none was, as far as it is known here.
+func (s *Store) madeUnder(ctx context.Context, in *sessionv1.Session, key string) (*sessionv1.Session, error) {
+	id, ok := s.made.GetIfPresent(key)
+	if !ok || id == in.GetId() || s.waiting.has(id) {
+		return nil, nil //nolint:nilnil // none is an answer
+	}
+	sess, age, err := s.opts.Base(id)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
+		return nil, nil //nolint:nilnil // deleted: the key is free again
+	case err != nil:
+		return nil, err
+	}
+	s.opts.Stale(ctx, age)
+	return sess, nil
 }
 
 // underKey returns the session that waits to be created under a request key,

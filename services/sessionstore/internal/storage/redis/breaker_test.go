@@ -37,12 +37,7 @@ func state(breakers *resilience.Registry, class string) resilience.Status {
 // longer answers.
 func TestOutageOpensAndRecovers(t *testing.T) {
 	const timeout, delay = 100 * time.Millisecond, 400 * time.Millisecond
-	for name, outage := range map[string]struct {
-		begin, end func(s *redistest.Server) error
-	}{
-		"killed":  {(*redistest.Server).Kill, func(s *redistest.Server) error { return s.Restart(context.Background()) }},
-		"stopped": {(*redistest.Server).Pause, (*redistest.Server).Resume},
-	} {
+	for name, outage := range outages {
 		t.Run(name, func(t *testing.T) {
 			server := redistest.Start(t)
 			s, breakers := guarded(t, server.URL(), timeout, delay)

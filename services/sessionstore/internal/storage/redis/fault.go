@@ -38,8 +38,10 @@ func isFault(err error) bool {
 	var open *resilience.OpenError
 	var server goredis.Error
 	var network net.Error
+	var left departureError
 	switch {
-	case errors.Is(err, goredis.Nil),
+	case errors.As(err, &left),
+		errors.Is(err, goredis.Nil),
 		errors.Is(err, context.Canceled),  // the caller has left
 		errors.Is(err, goredis.ErrClosed), // we have closed
 		errors.As(err, &open):             // not a call at all
@@ -81,8 +83,9 @@ func failure(err error) error {
 		return nil // before what follows takes memory
 	}
 	var open *resilience.OpenError
+	var left departureError
 	switch {
-	case errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled):
+	case errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled), errors.As(err, &left):
 		return err
 	case errors.Is(err, goredis.ErrClosed):
 		return storage.ErrClosed

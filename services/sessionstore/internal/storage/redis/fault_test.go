@@ -62,6 +62,7 @@ func TestFaults(t *testing.T) {
 		{"nil", goredis.Nil, false, goredis.Nil},
 		{"the caller has left", context.Canceled, false, context.Canceled},
 		{"the caller has left, wrapped", fmt.Errorf("get: %w", context.Canceled), false, context.Canceled},
+		{"the caller's deadline", fmt.Errorf("get: %w", departureError{context.DeadlineExceeded}), false, nil},
 		{"closed by us", goredis.ErrClosed, false, storage.ErrClosed},
 		{"turned away by a breaker", open, false, storage.ErrUnavailable},
 		{"NOSCRIPT", replyError("NOSCRIPT No matching script."), false, nil},

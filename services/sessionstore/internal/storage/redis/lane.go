@@ -17,9 +17,10 @@ import (
 // and a deadline of its own.
 type lane struct {
 	client goredis.UniversalClient
-	// auto pipelines the commands of concurrent callers, which is most of the
-	// throughput there is to win. It runs a batch under a context of its own:
-	// do bounds a caller's wait. Nil where commands block.
+	// auto pipelines the commands of concurrent callers to a single server,
+	// which is most of the throughput there is to win. It runs a batch under a
+	// context of its own: do bounds a caller's wait. Nil where commands block,
+	// and for a cluster, each node of which has its own (see cluster.go).
 	auto *goredis.AutoPipeliner
 	// slots bounds the round trips of batches that are under way.
 	slots chan struct{}
@@ -32,10 +33,12 @@ type lane struct {
 // the work of all that are under way. These bound it: at 50 µs for a script, to
 // a twentieth of the default timeout, which leaves room for a busy machine.
 // Without them, enough callers with large batches are enough to make every round
-// trip time out, and to open the breaker of a server that is well.
+// trip time out, and to open the breaker of a server that is well. The batches
+// of a cluster are spread over its nodes.
 const (
-	batchMost = 64
-	slotsMost = 4
+	batchMost        = 64
+	slotsMost        = 4
+	slotsMostCluster = 4 * slotsMost
 )
 
 // newLane connects when first used. timeout bounds a round trip.
@@ -47,10 +50,8 @@ func newLane(class string, opts goredis.UniversalOptions, timeout time.Duration,
 	var err error
 	switch client := l.client.(type) {
 	case *goredis.ClusterClient:
+		l.slots = make(chan struct{}, slotsMostCluster)
 		client.OnNewNode(func(node *goredis.Client) { node.AddHook(hook(node.Options().Addr)) })
-		if class != ClassStream {
-			l.auto, err = client.AsyncAutoPipeline()
-		}
 	case *goredis.Client:
 		node := client.Options().Addr
 		if opts.MasterName != "" {
@@ -69,38 +70,33 @@ func newLane(class string, opts goredis.UniversalOptions, timeout time.Duration,
 	return l, nil
 }
 
-// topologyMaxAge bounds how long a cluster's client believes what it knows of
-// the nodes: go-redis would go on dialing a dead one for a minute (#3979).
-const topologyMaxAge = 2 * time.Second
-
-func newClient(opts goredis.UniversalOptions) goredis.UniversalClient {
-	if opts.IsClusterMode {
-		cluster := opts.Cluster()
-		cluster.ClusterStateReloadInterval = topologyMaxAge
-		return goredis.NewClusterClient(cluster)
-	}
-	return goredis.NewUniversalClient(&opts)
-}
-
-// reload makes a cluster's client look for its nodes again, in the background.
-func (l *lane) reload(ctx context.Context) {
-	if client, ok := l.client.(*goredis.ClusterClient); ok {
-		client.ReloadState(ctx)
-	}
-}
-
 // do runs one command, through the automatic pipeline where there is one. A
 // caller whose context ends first stops waiting; the command may still be
 // applied.
 func (l *lane) do(ctx context.Context, cmd goredis.Cmder) error {
 	if err := ctx.Err(); err != nil {
-		return err
+		return departureError{err}
 	}
-	if err := l.auto.Submit(ctx, cmd).WaitContext(ctx); err != nil {
+	var err error
+	if cluster, ok := l.client.(*goredis.ClusterClient); ok {
+		err = l.route(ctx, cluster, cmd)
+	} else {
+		err = l.auto.Submit(ctx, cmd).WaitContext(ctx)
+	}
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return departureError{err}
+	}
+	if err != nil {
 		return err
 	}
 	return cmd.Err()
 }
+
+// departureError is the end of a caller's own context. It is told apart from the end
+// of a round trip's, which is Redis's fault.
+type departureError struct{ error }
+
+func (d departureError) Unwrap() error { return d.error }
 
 // pipeline sends commands in one round trip for each node, or in several where
 // there are many; each has its own error then. It returns the context's error

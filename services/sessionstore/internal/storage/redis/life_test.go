@@ -32,7 +32,7 @@ func newSession(shard int, user string, base time.Duration) *sessionv1.Session {
 	}
 }
 
-func create(t testing.TB, s *redis.Store, in *sessionv1.Session, request string) (string, bool) {
+func create(t testing.TB, s storage.Store, in *sessionv1.Session, request string) (string, bool) {
 	t.Helper()
 	out, existed, err := s.Create(t.Context(), in, request)
 	if err != nil {

@@ -85,9 +85,11 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 		_, err := s.create(ctx, sh, w.Create.Session, w.Create.RequestKey, at)
 		return err
 	case w.Update != nil:
-		return s.update(ctx, w.SessionID, *w.Update, at)
+		_, err := s.update(ctx, w.SessionID, *w.Update, at)
+		return err
 	case w.End != nil:
-		return s.end(ctx, sh, w.SessionID, w.End.Reason, at)
+		_, err := s.end(ctx, sh, w.SessionID, w.End.Reason, at)
+		return err
 	case w.Delete:
 		_, err := s.run(ctx, s.scripts.remove, sh, s.removal(w.SessionID, at)...)
 		return err

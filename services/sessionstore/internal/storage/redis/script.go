@@ -51,6 +51,7 @@ func loadScripts(before string) (*scripts, error) {
 	if err != nil {
 		return nil, err
 	}
+	fields := "local FIELDS = {'" + strings.Join(sessionFields, "', '") + "'}\n"
 	out := &scripts{}
 	for name, dst := range map[string]**script{
 		"create": &out.create, "update": &out.update, "end": &out.end, "delete": &out.remove, "revoke": &out.revoke,
@@ -65,7 +66,7 @@ func loadScripts(before string) (*scripts, error) {
 		if !strings.Contains(text, libMark) {
 			text = libMark + text
 		}
-		text = before + strings.Replace(text, libMark, string(lib)+"\n", 1)
+		text = before + strings.Replace(text, libMark, fields+string(lib)+"\n", 1)
 		sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts
 		*dst = &script{name: name, body: text, sha: hex.EncodeToString(sum[:])}
 	}

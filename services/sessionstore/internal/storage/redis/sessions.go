@@ -51,12 +51,21 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	if err != nil {
 		return nil, false, err
 	}
-	id, existed := in.GetId(), r.num(0) == 1
-	if existed {
-		id = r.text(1)
+	existed := r.num(0) == 1
+	stored, err := s.answered(r, 2)
+	if errors.Is(err, storage.ErrNotFound) && !existed {
+		return in, false, nil // a try before has made it, and somebody else has deleted it since
 	}
-	stored, err := s.Get(ctx, id)
 	return stored, existed, err
+}
+
+// answered is the session that a script has answered with, as of now.
+func (s *Store) answered(r reply, at int) (*sessionv1.Session, error) {
+	if at >= len(r) {
+		return nil, fmt.Errorf("script returned %d values", len(r))
+	}
+	vals, _ := r[at].([]any)
+	return s.session(vals, s.now())
 }
 
 func (s *Store) create(ctx context.Context, sh *shard, in *sessionv1.Session, requestKey string, at asOf) (reply, error) {
@@ -133,14 +142,16 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 	if sh == nil {
 		return nil, storage.ErrNotFound
 	}
-	if err := s.end(ctx, sh, id, reason, present); err != nil {
+	r, err := s.end(ctx, sh, id, reason, present)
+	if err != nil {
 		return nil, err
 	}
-	return s.Get(ctx, id)
+	return s.answered(r, 1)
 }
 
-func (s *Store) end(ctx context.Context, sh *shard, id, reason string, at asOf) error {
-	return check(s.run(ctx, s.scripts.end, sh, id, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents, at.arg()))
+func (s *Store) end(ctx context.Context, sh *shard, id, reason string, at asOf) (reply, error) {
+	r, err := s.run(ctx, s.scripts.end, sh, id, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents, at.arg())
+	return r, check(r, err)
 }
 
 // Delete removes a session at once.

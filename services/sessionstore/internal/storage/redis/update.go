@@ -19,42 +19,39 @@ const updateTries = 20
 
 // Update changes labels and data.
 func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
-	if err := s.update(ctx, id, u, present); err != nil {
-		return nil, err
-	}
-	return s.Get(ctx, id)
+	return s.update(ctx, id, u, present)
 }
 
-func (s *Store) update(ctx context.Context, id string, u storage.Update, at asOf) error {
+func (s *Store) update(ctx context.Context, id string, u storage.Update, at asOf) (*sessionv1.Session, error) {
 	for range updateTries {
-		err := s.tryUpdate(ctx, id, u, at)
+		out, err := s.tryUpdate(ctx, id, u, at)
 		if u.IfRevision != 0 || !errors.Is(err, storage.ErrConflict) {
-			return err
+			return out, err
 		}
 	}
-	return fmt.Errorf("%w: the session changes too fast", storage.ErrUnavailable)
+	return nil, fmt.Errorf("%w: the session changes too fast", storage.ErrUnavailable)
 }
 
-func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update, at asOf) error {
+func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update, at asOf) (*sessionv1.Session, error) {
 	old, writes, err := s.before(ctx, id, at)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	switch {
 	case u.WriteID != "" && slices.Contains(writes, u.WriteID):
-		return nil
+		return old, nil
 	case old.GetPhase() == sessionv1.Session_ENDED, old.GetPhase() == sessionv1.Session_EXPIRED:
-		return storage.ErrEnded
+		return nil, storage.ErrEnded
 	case u.IfRevision != 0 && u.IfRevision != old.GetRevision():
-		return storage.ErrConflict
+		return nil, storage.ErrConflict
 	}
 	labels, err := u.Labels(old.GetLabels())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	lab, err := encodeLabels(labels)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	args := []any{id, old.GetRevision(), u.WriteID, storage.MaxWriteIDs, at.arg(), "lab", lab}
 	switch {
@@ -63,11 +60,15 @@ func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update, at a
 	case u.SetData:
 		data, err := proto.Marshal(u.Data)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		args = append(args, "data", data)
 	}
-	return check(s.run(ctx, s.scripts.update, s.shardOf(id), args...))
+	r, err := s.run(ctx, s.scripts.update, s.shardOf(id), args...)
+	if err := check(r, err); err != nil {
+		return nil, err
+	}
+	return s.answered(r, 1)
 }
 
 // before reads a session that is to be updated, with its phase as of then, and

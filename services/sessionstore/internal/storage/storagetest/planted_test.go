@@ -45,6 +45,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		"replayed events are of now":                {func(s storage.Store) storage.Store { return replaysNow{s} }, "replay/events as of then"},
 		"a replayed create begins now":              {func(s storage.Store) storage.Store { return restartsClocks{s} }, "replay/a create keeps its times"},
 		"told cursors are ignored":                  {func(s storage.Store) storage.Store { return forgetsCursors{s} }, "replay/cursors are those that were told"},
+		"told lifecycle cursors are ignored":        {func(s storage.Store) storage.Store { return forgetsCursors{s} }, "replay/lifecycle events have the cursor that was told"},
 		"a replayed create takes the request key":   {func(s storage.Store) storage.Store { return takesRequests{s} }, "replay/a request key stays with the session that has it"},
 		"a replay brings back what was deleted":     {func(s storage.Store) storage.Store { return newTwins(s) }, "replay/nothing is revived"},
 		"a replayed delete minds":                   {func(s storage.Store) storage.Store { return mindsDeletes{s} }, "replay/a delete does not mind"},

@@ -115,6 +115,24 @@ func replayOrder() []Case {
 			fx.replay(t, end(id, t1, ""))
 			fx.placed(t, id, storage.TypeEnded, t1, place(t2, 1))
 		}},
+		{"replay/lifecycle events have the cursor that was told", func(t TB, fx Fixture) {
+			in := fx.fresh("acme", "ann", "", fx.policy())
+			id, t0 := in.GetId(), in.GetCreateTime().AsTime()
+			ahead := func(n int) time.Time { return t0.Add(time.Hour + time.Duration(n)*time.Second) }
+			told := func(w storage.Write, cursor string) storage.Write {
+				w.Cursor = cursor
+				return w
+			}
+			fx.replay(t, told(accepted(in, ""), place(ahead(1), 4)))
+			fx.placed(t, id, storage.TypeCreated, t0, place(ahead(1), 4))
+			fx.pass(2)
+			at := fx.since(in, 2)
+			fx.replay(t, told(activity(id, at, storage.Activity{Time: at}), place(ahead(2), 0)))
+			fx.placed(t, id, storage.TypeExtended+"/1", at, place(ahead(2), 0))
+			// One that was given to another event meanwhile.
+			fx.replay(t, told(end(id, at, ""), place(ahead(1), 9)))
+			fx.placed(t, id, storage.TypeEnded, at, place(ahead(2), 1))
+		}},
 		{"replay/the feed has it behind what is there", func(t TB, fx Fixture) {
 			r := fx.open(t, "g", "c")
 			id := fx.create(t, "acme", "ann", long)

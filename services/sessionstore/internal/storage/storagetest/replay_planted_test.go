@@ -52,7 +52,7 @@ func (s forgetsCursors) Replay(ctx context.Context, w storage.Write) error {
 	for _, e := range w.Append {
 		events = append(events, storage.WithCursor(e, ""))
 	}
-	w.Append = events
+	w.Append, w.Cursor = events, ""
 	return s.Store.Replay(ctx, w)
 }
 

@@ -11,6 +11,11 @@ end
 -- Numbers are doubles; this never spells one in scientific notation.
 local function int(n) return string.format('%.0f', n) end
 
+-- A session as the store reads it, for scripts that answer with it: read by
+-- itself, it might have been changed or deleted by then. FIELDS comes from
+-- record.go.
+local function record(id) return redis.call('HMGET', key('session', id), unpack(FIELDS)) end
+
 -- A script that replays a write gets the time when it was accepted, and the
 -- cursor that the caller was told for its lifecycle event; '' is now.
 local told = ''
