@@ -34,8 +34,7 @@ type rig struct {
 	ids    []string
 }
 
-func newRig(b *testing.B) *rig {
-	const sessions = 1000
+func newRig(b *testing.B, sessions int) *rig {
 	b.Helper()
 	server := redistest.Start(b)
 	s := open(b, server.URL(), func(o *redis.Options) { o.Shards, o.MaxEvents, o.Timeout = 64, 1000, 5*time.Second })
@@ -132,7 +131,7 @@ func (r *rig) measure(b *testing.B, items int, op func(n int) error) {
 func (r *rig) id(n int) string { return r.ids[n%len(r.ids)] }
 
 func BenchmarkGet(b *testing.B) {
-	r := newRig(b)
+	r := newRig(b, 1000)
 	r.measure(b, 1, func(n int) error {
 		_, err := r.s.Get(context.Background(), r.id(n))
 		return err
@@ -141,12 +140,12 @@ func BenchmarkGet(b *testing.B) {
 
 // BenchmarkExtend reports activity that changes no deadline, as almost all does.
 func BenchmarkExtend(b *testing.B) {
-	r := newRig(b)
+	r := newRig(b, 1000)
 	r.measure(b, 1, func(n int) error { return r.extend(n, 1) })
 }
 
 func BenchmarkExtend200(b *testing.B) {
-	r := newRig(b)
+	r := newRig(b, 1000)
 	r.measure(b, 200, func(n int) error { return r.extend(n*200, 200) })
 }
 
@@ -167,8 +166,23 @@ func (r *rig) extend(from, items int) error {
 	return nil
 }
 
+// BenchmarkAppend50 appends to logs that are full, and to feeds that are swept
+// now and then.
 func BenchmarkAppend50(b *testing.B) {
-	r := newRig(b)
+	r := newRig(b, 64)
+	ctx, cancel := context.WithCancel(b.Context())
+	var sweeps sync.WaitGroup
+	sweeps.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = r.s.Sweep(ctx)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	})
+	defer sweeps.Wait()
+	defer cancel()
 	r.measure(b, 50, func(n int) error {
 		list := make([]*sessionv1.Event, 50)
 		for i := range list {
@@ -185,7 +199,7 @@ func BenchmarkAppend50(b *testing.B) {
 // BenchmarkFloor is what Redis and go-redis take for the same with nothing of
 // ours: a hash of as many fields, and two XADDs.
 func BenchmarkFloor(b *testing.B) {
-	r := newRig(b)
+	r := newRig(b, 1000)
 	auto, err := r.client.AsyncAutoPipeline()
 	if err != nil {
 		b.Fatal(err)

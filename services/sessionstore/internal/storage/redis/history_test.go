@@ -45,6 +45,11 @@ func TestHistoryAgreesWithItsReference(t *testing.T) {
 			}
 			return fmt.Sprint("kind-", i)
 		})
+		// Which of several new kinds in one report is one too many is left open.
+		together := 1
+		if most <= lifetime.MaxKinds {
+			together = 2
+		}
 		var h *lifetime.History
 		at := created
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
@@ -54,7 +59,7 @@ func TestHistoryAgreesWithItsReference(t *testing.T) {
 				a.EventID = fmt.Sprint("e", rapid.IntRange(0, 3).Draw(t, "event"))
 			}
 			if rapid.IntRange(0, 3).Draw(t, "many") == 0 {
-				a.Counts = rapid.MapOfN(kinds.Filter(func(k string) bool { return k != "" }), rapid.Int64Range(1, 9), 1, 2).Draw(t, "counts")
+				a.Counts = rapid.MapOfN(kinds.Filter(func(k string) bool { return k != "" }), rapid.Int64Range(1, 9), 1, together).Draw(t, "counts")
 			}
 			res, err := s.Extend(t.Context(), []storage.Activity{a})
 			if err != nil || res[0].Err != nil {

@@ -109,6 +109,7 @@ type Store struct {
 	scripts  *scripts
 	shards   []*shard
 	tracer   trace.Tracer
+	untraced bool // the tracer makes nothing of anything
 	policies policyCache
 	tail     *tail
 	holds    holds
@@ -132,6 +133,9 @@ var _ storage.Store = (*Store)(nil)
 type shard struct {
 	n int
 	p string
+	// route and prefix are the feed's key and p as arguments of scripts: a string
+	// takes memory each time it becomes one.
+	route, prefix any
 }
 
 // New connects, and checks that what is in Redis was made with the same number
@@ -154,9 +158,12 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}),
 		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
 	}
+	_, s.untraced = opts.Tracer.(tracenoop.TracerProvider)
 	s.holds.written = map[string]written{}
 	for n := range opts.Shards {
-		s.shards = append(s.shards, &shard{n: n, p: prefix(n)})
+		sh := &shard{n: n, p: prefix(n)}
+		sh.route, sh.prefix = sh.feed(), sh.p
+		s.shards = append(s.shards, sh)
 	}
 	err = s.check(ctx)
 	if opts.MayBeAway && errors.Is(err, storage.ErrUnavailable) {

@@ -83,7 +83,7 @@ func (s *Store) extended(r reply, err error) storage.ExtendResult {
 	if r.num(exOutcome) == none {
 		return storage.ExtendResult{Response: missing()}
 	}
-	policy, err := s.policies.decode(r.text(exPolicy))
+	policy, err := s.policies.decode([]byte(r.text(exPolicy)))
 	if err != nil {
 		return storage.ExtendResult{Err: err}
 	}
@@ -128,7 +128,7 @@ func (s *Store) explanation(vals []any) (storage.Explanation, error) {
 		return storage.Explanation{}, storage.ErrNotFound
 	}
 	r := reply(vals)
-	policy, err := s.policies.decode(r.text(1))
+	policy, err := s.policies.decode([]byte(r.text(1)))
 	if err != nil {
 		return storage.Explanation{}, err
 	}
@@ -147,12 +147,12 @@ func (s *Store) explanation(vals []any) (storage.Explanation, error) {
 	}
 	slices.Reverse(h.Decisions) // the script keeps the newest first
 	if last := r.text(5); last != "" {
-		d, pending, err := parseLast(last)
+		d, done, err := parseLast(last)
 		if err != nil {
 			return storage.Explanation{}, err
 		}
 		h.Decisions = append(h.Decisions, d)
-		if pending > 0 {
+		if pending := d.Activities - done; pending > 0 {
 			kind := d.Kind
 			if _, known := h.Counts[kind]; !known && len(h.Counts) >= lifetime.MaxKinds {
 				kind = lifetime.OtherKind
@@ -164,17 +164,17 @@ func (s *Store) explanation(vals []any) (storage.Explanation, error) {
 }
 
 // lastOrder is where in the last decision, as extend.lua writes it, the parts
-// are of one of those before it; the fourth part is what is pending.
+// are of one of those before it; the fourth part is what the counts are done with.
 var lastOrder = [11]int{7, 4, 0, 8, 9, 10, 11, 1, 2, 5, 6}
 
-// parseLast reads the last decision, and how many of its activities are not yet
-// counted by kind.
+// parseLast reads the last decision, and how many of its activities need not be
+// counted by kind any more.
 func parseLast(line string) (lifetime.Decision, int64, error) {
 	parts := strings.Split(line, " ")
 	if len(parts) != len(lastOrder)+1 {
 		return lifetime.Decision{}, 0, fmt.Errorf("stored last decision: %d parts", len(parts))
 	}
-	pending, err := strconv.ParseInt(parts[3], 10, 64)
+	done, err := strconv.ParseInt(parts[3], 10, 64)
 	if err != nil {
 		return lifetime.Decision{}, 0, fmt.Errorf("stored last decision: %w", err)
 	}
@@ -183,7 +183,7 @@ func parseLast(line string) (lifetime.Decision, int64, error) {
 		ordered[i] = parts[at]
 	}
 	d, err := decision(ordered)
-	return d, pending, err
+	return d, done, err
 }
 
 // parseDecision reads a line as extend.lua writes it.

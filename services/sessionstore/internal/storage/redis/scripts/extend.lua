@@ -20,51 +20,62 @@ local exp, ext, act, cause, below, strat = tonumber(v[2]), tonumber(v[3]), tonum
 local act2, causes, forgot, step, cap = act, '', 0, nil, nil
 local EXTENDED, NOT_NEEDED, CAPPED, TOO_LATE, TOO_SOON, ENDED = 1, 2, 3, 4, 5, 6
 
-local function judge()
-  if v[1] ~= '0' then return ENDED end
-  if at >= exp then return TOO_LATE end
+-- Written without a function, since to make one takes memory for each variable
+-- that it shares.
+local outcome
+if v[1] ~= '0' then
+  outcome = ENDED
+elseif at >= exp then
+  outcome = TOO_LATE
+else
   if at > act then act2 = at end
   if strat == '2' then
     if cause ~= 0 then
-      if at <= cause then return NOT_NEEDED end
-      if at - cause < tonumber(redis.call('HGET', s, 'minint')) then return TOO_SOON end
+      if at <= cause then
+        outcome = NOT_NEEDED
+      elseif at - cause < tonumber(redis.call('HGET', s, 'minint')) then
+        outcome = TOO_SOON
+      end
     end
   elseif strat == '3' then
     local c = redis.call('HMGET', s, 'causes', 'forgot')
     causes, forgot = c[1] or '', tonumber(c[2] or '0')
     if event == '' then
-      if at <= cause then return NOT_NEEDED end
+      if at <= cause then outcome = NOT_NEEDED end
     elseif string.find('\n' .. causes, '\n' .. event .. '\t', 1, true) or at <= forgot then
-      return NOT_NEEDED
+      outcome = NOT_NEEDED
     end
   elseif exp - at >= below or at <= cause then
-    return NOT_NEEDED
+    outcome = NOT_NEEDED
   end
-  local t = redis.call('HMGET', s, 'step', 'max', 'cap')
-  step, cap = tonumber(t[1]), tonumber(t[3])
-  if ext >= tonumber(t[2]) or exp >= cap then return CAPPED end
-  return EXTENDED
+  if not outcome then
+    local t = redis.call('HMGET', s, 'step', 'max', 'cap')
+    step, cap = tonumber(t[1]), tonumber(t[3])
+    outcome = (ext >= tonumber(t[2]) or exp >= cap) and CAPPED or EXTENDED
+  end
 end
 
-local outcome, n = judge(), tonumber(ARGV[7])
+local n = tonumber(ARGV[7])
 local reply = {outcome, now, at, v[1], v[7], v[6], v[2], v[3], v[4], v[5], act2}
 
 -- The last decision has a field of its own: outcome, activities, reports, how
--- many of the activities are not in `kinds` yet, activity time, event id, kind,
--- then time, exp, ext, cause before it and exp after it.
+-- many of the activities `kinds` is done with, activity time, event id, kind, then
+-- time, exp, ext, cause before it and exp after it.
 local last = v[8] or ''
-local outcome1, n1, times1, pending1, at1, event1, kind1 = string.match(last, '^(%d) (%d+) (%d+) (%d+) (%-?%d+) (%S*) (%S*) ')
+local outcome1, n1, times1, done1, at1, event1, kind1 = string.match(last, '^(%d) (%d+) (%d+) (%d+) (%-?%d+) (%S*) (%S*) ')
 local judged = outcome ~= TOO_LATE and outcome ~= ENDED
 
 -- Numbers up to this are spelled out when they are concatenated.
 local PLAIN = 1e14
 if outcome1 and not asof and outcome ~= EXTENDED and judged and tonumber(outcome1) == outcome and kind1 == kind
   and (#ARGV == 8 or #ARGV == 10 and ARGV[9] == kind) and (event == '' or event ~= event1) and n1 + n < PLAIN and now < PLAIN then
-  local counted = #ARGV == 10 and n or 0
-  local line = outcome1 .. ' ' .. n1 + n .. ' ' .. times1 + 1 .. ' ' .. pending1 + counted .. ' ' .. at .. ' ' .. event .. ' ' .. kind .. ' '
-    .. now .. ' ' .. v[2] .. ' ' .. v[3] .. ' ' .. v[5] .. ' ' .. v[2]
+  local when = now .. ''
+  local act_at = at == now and when or at .. ''
+  if #ARGV == 8 then done1 = done1 + n end -- counts for no kind
+  local line = outcome1 .. ' ' .. n1 + n .. ' ' .. times1 + 1 .. ' ' .. done1 .. ' ' .. act_at .. ' ' .. event .. ' ' .. kind .. ' '
+    .. when .. ' ' .. v[2] .. ' ' .. v[3] .. ' ' .. v[5] .. ' ' .. v[2]
   if at > act then
-    redis.call('HSET', s, 'last', line, 'act', at .. '')
+    redis.call('HSET', s, 'last', line, 'act', act_at)
   else
     redis.call('HSET', s, 'last', line)
   end
@@ -130,9 +141,9 @@ local function remember()
     if lines >= MAX_DECISIONS then dec = string.match(dec, '^(.*\n)[^\n]*\n$') or '' end
     set('dec', dec)
   end
-  set('last', table.concat({outcome, int(n), int(times), 0, int(at), event, kind, int(now), v[2], v[3], v[5], int(exp2)}, ' '))
+  set('last', table.concat({outcome, int(n), int(times), int(n), int(at), event, kind, int(now), v[2], v[3], v[5], int(exp2)}, ' '))
   local before = kinds
-  if outcome1 and pending1 ~= '0' then kinds = count(kinds, kind1, tonumber(pending1)) end
+  if outcome1 and done1 ~= n1 then kinds = count(kinds, kind1, n1 - done1) end
   if judged then
     if at >= act or (v[9] or '') == '' then set('kind', kind) end
     for i = 9, #ARGV, 2 do kinds = count(kinds, ARGV[i], tonumber(ARGV[i + 1])) end
