@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -15,6 +16,14 @@ type hooked struct {
 	storage.Store
 	replay func(ctx context.Context, w storage.Write) error
 	list   func(ctx context.Context, q storage.EventQuery) (storage.EventPage, error)
+	hold   func(from time.Time)
+}
+
+func (h *hooked) Hold(ctx context.Context, holder string, from time.Time) error {
+	if h.hold != nil {
+		h.hold(from)
+	}
+	return h.Store.Hold(ctx, holder, from)
 }
 
 func (h *hooked) Replay(ctx context.Context, w storage.Write) error {
