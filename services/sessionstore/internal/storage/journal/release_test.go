@@ -129,7 +129,7 @@ func TestHoldIsThatOfWhatWaits(t *testing.T) {
 	var from time.Time
 	inner := r.below.Store
 	r.below.Store = &hooked{
-		Store: inner, hold: func(at time.Time) { from = at },
+		Store: inner, hold: func(at time.Time) error { from = at; return nil },
 		replay: func(context.Context, storage.Write) error { return storagetest.ErrDown },
 	}
 	sweep := func(what string, want time.Time) {
@@ -153,4 +153,33 @@ func TestHoldIsThatOfWhatWaits(t *testing.T) {
 	sweep("earlier activity waits", at.Add(5*time.Second))
 	r.clock.Advance(2 * settleMax)
 	sweep("it has waited for long", r.clock.Now().Add(clockMargin-settleMax))
+}
+
+// TestNoSweepWithoutAHold: a process that has told nobody what waits in its
+// journal lets nothing go, and one that leaves with nothing holds nobody up.
+func TestNoSweepWithoutAHold(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	var holds []time.Time
+	swept := 0
+	inner := r.below.Store
+	down := true
+	r.below.Store = &hooked{Store: inner, hold: func(at time.Time) error {
+		if down {
+			return storagetest.ErrDown
+		}
+		holds = append(holds, at)
+		return nil
+	}, sweep: func() { swept++ }}
+	_, err := r.Sweep(ctx)
+	wantErr(t, err, storage.ErrUnavailable)
+	if swept != 0 {
+		t.Error("swept without a hold")
+	}
+	down = false
+	must[storage.SweepResult](t)(r.Sweep(ctx))
+	r.close()
+	if len(holds) != 2 || holds[0].IsZero() || !holds[1].IsZero() || swept != 1 {
+		t.Errorf("holds %v, %d sweeps", holds, swept)
+	}
 }
