@@ -120,9 +120,10 @@ func TestWhatWouldMissSome(t *testing.T) {
 	r := newRig(t, t.TempDir())
 	defer r.close()
 	inner := r.below.Store
-	var back atomic.Bool
+	var back, tried atomic.Bool
 	r.below.Store = &hooked{Store: inner, replay: func(ctx context.Context, w storage.Write) error {
 		if !back.Load() {
+			tried.Store(true)
 			return storage.ErrExhausted // no verdict either
 		}
 		return inner.Replay(ctx, w)
@@ -130,6 +131,7 @@ func TestWhatWouldMissSome(t *testing.T) {
 	r.below.Set(storagetest.Refuses)
 	id := r.create("ann")
 	r.below.Set(storagetest.Works)
+	until(t, "it was tried", tried.Load)
 	asks := map[string]func() error{
 		"List":        func() error { _, err := r.List(ctx, storage.ListQuery{Limit: 10}); return err },
 		"ActiveUsers": func() error { _, err := r.ActiveUsers(ctx, storage.ListQuery{Limit: 10}); return err },
