@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/wal"
 )
 
 // TestNoAnswerFromABrokenDisk: a creation that failed is not acknowledged to
@@ -193,4 +196,53 @@ func TestUnspeakableReason(t *testing.T) {
 	if page, _ := r.DeadLetters(10, ""); len(page) != 1 {
 		t.Errorf("dead letters: %+v", page)
 	}
+}
+
+// TestReplayedIsWrittenDownFirst: a write that may be stale once others came
+// after it is known to be done with, on disk, before any can.
+func TestReplayedIsWrittenDownFirst(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	defer r.close()
+	id := r.create("ann")
+	inner := r.below.Store
+	var waits []int64
+	r.below.Store = &hooked{Store: inner, replay: func(ctx context.Context, w storage.Write) error {
+		waits = append(waits, onDisk(t, r.dir))
+		return inner.Replay(ctx, w)
+	}}
+	r.below.Set(storagetest.Refuses)
+	for n := range 4 {
+		must[*sessionv1.Session](t)(r.Update(ctx, id, label("n", fmt.Sprint(n))))
+	}
+	must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("e")}))
+	r.drained()
+	waits = append(waits, onDisk(t, r.dir)) // it has left: others may change it
+	if want := []int64{5, 4, 3, 2, 1, 0}; !slices.Equal(waits, want) {
+		t.Errorf("before each replay and after the last %v writes were left on disk, want %v", waits, want)
+	}
+}
+
+// onDisk is how many writes are left to be replayed by what is on disk.
+func onDisk(t *testing.T, dir string) int64 {
+	t.Helper()
+	at := t.TempDir()
+	if err := os.CopyFS(at, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	c := newContents()
+	log, err := wal.Open(wal.Options{Dir: at}, c.add)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	left := int64(0)
+	for seq := range c.accepted {
+		if _, dead := c.dead[seq]; !c.done[seq] && !dead {
+			left++
+		}
+	}
+	return left
 }
