@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-	"google.golang.org/grpc/metadata"
 )
 
 // ModeNone lets everybody in, on loopback only.
@@ -80,9 +79,10 @@ func (p Principal) Owns(project, user string) bool {
 
 // Authenticator finds out who sent a request.
 type Authenticator interface {
-	// Authenticate returns the caller, or an error with the code
-	// UNAUTHENTICATED.
-	Authenticate(ctx context.Context, md metadata.MD) (Principal, error)
+	// Authenticate returns the caller of ctx's call, or an error with the code
+	// UNAUTHENTICATED. It reads what it needs with
+	// metadata.ValueFromIncomingContext: all of the metadata would be copied.
+	Authenticate(ctx context.Context) (Principal, error)
 }
 
 // Authenticator returns what the configuration asks for.
@@ -95,20 +95,36 @@ func (c *Config) Authenticator() (Authenticator, error) {
 
 type everybody struct{}
 
-func (everybody) Authenticate(context.Context, metadata.MD) (Principal, error) {
+func (everybody) Authenticate(context.Context) (Principal, error) {
 	return Principal{Anonymous: true}, nil
 }
 
 type principalKey struct{}
 
+// principalContext carries a principal within itself: one allocation for both.
+type principalContext struct {
+	context.Context //nolint:containedctx // it is one
+
+	principal Principal
+}
+
+func (c *principalContext) Value(key any) any {
+	if key == (principalKey{}) {
+		return &c.principal
+	}
+	return c.Context.Value(key)
+}
+
 // NewContext returns a context that carries the principal.
 func NewContext(ctx context.Context, p Principal) context.Context {
-	return context.WithValue(ctx, principalKey{}, p)
+	return &principalContext{ctx, p}
 }
 
 // FromContext returns the caller; the zero principal, which owns nothing, when
 // nobody was authenticated.
 func FromContext(ctx context.Context) Principal {
-	p, _ := ctx.Value(principalKey{}).(Principal)
-	return p
+	if p, ok := ctx.Value(principalKey{}).(*Principal); ok {
+		return *p
+	}
+	return Principal{}
 }

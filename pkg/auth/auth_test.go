@@ -1,10 +1,6 @@
 package auth
 
-import (
-	"testing"
-
-	"google.golang.org/grpc/metadata"
-)
+import "testing"
 
 func TestOnlyLoopbackWithoutAuthentication(t *testing.T) {
 	for addr, fine := range map[string]bool{
@@ -35,7 +31,7 @@ func TestOwnership(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	anybody, err := a.Authenticate(t.Context(), metadata.MD{})
+	anybody, err := a.Authenticate(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

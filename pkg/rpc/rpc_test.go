@@ -50,11 +50,12 @@ func (f *fake) Feed(stream sessionv1.StorageService_FeedServer) error { return f
 // doorman lets in who knows the word.
 type doorman struct{}
 
-func (doorman) Authenticate(_ context.Context, md metadata.MD) (auth.Principal, error) {
-	if len(md.Get("authorization")) == 0 {
+func (doorman) Authenticate(ctx context.Context) (auth.Principal, error) {
+	word := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(word) == 0 {
 		return auth.Principal{}, rpc.Error(codes.Unauthenticated, "NO_TOKEN", "no token", nil, 0)
 	}
-	return auth.Principal{User: md.Get("authorization")[0]}, nil
+	return auth.Principal{User: word[0]}, nil
 }
 
 var errDomain = errors.New("domain error with a secret")

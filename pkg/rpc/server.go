@@ -11,7 +11,6 @@ import (
 
 	"buf.build/go/protovalidate"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
-	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc/filters"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -36,6 +35,10 @@ type ServerConfig struct {
 	// ErrorMapper turns a domain error into a status; it returns nil for one it
 	// does not know, which is answered INTERNAL with no detail.
 	ErrorMapper func(error) error
+	// Plain says of a message that it satisfies its rules, where that is seen
+	// without looking them up; what it does not say so of is validated, and
+	// everything is where it is nil. It must never be wrong.
+	Plain func(msg any) bool
 	// BeforeAnswer is called at the end of each call, and of a stream also
 	// before its first message, while headers may still be set; err is the
 	// status that will be answered. Nothing is called where nil.
@@ -62,11 +65,17 @@ func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
 	if cfg.BeforeAnswer == nil {
 		cfg.BeforeAnswer = func(context.Context, error) {}
 	}
-	c := &chain{log: cfg.Telemetry.Log, toStatus: cfg.ErrorMapper, before: cfg.BeforeAnswer, auth: cfg.Auth, validator: validator}
+	calls, err := newServerStats(cfg.Telemetry)
+	if err != nil {
+		return nil, nil, fmt.Errorf("telemetry of calls: %w", err)
+	}
+	if cfg.Plain == nil {
+		cfg.Plain = func(any) bool { return false }
+	}
+	c := &chain{log: cfg.Telemetry.Log, toStatus: cfg.ErrorMapper, before: cfg.BeforeAnswer, auth: cfg.Auth, plain: cfg.Plain, validator: validator}
 	srv := grpc.NewServer(
-		grpc.StatsHandler(otelgrpc.NewServerHandler(append(otelOptions(cfg.Telemetry),
-			otelgrpc.WithFilter(filters.Not(filters.HealthCheck())))...)),
-		c.unary(), c.stream(),
+		grpc.StatsHandler(calls),
+		grpc.UnaryInterceptor(c.unary), c.stream(),
 		grpc.MaxRecvMsgSize(cfg.MaxRecvBytes),
 		grpc.MaxConcurrentStreams(cfg.MaxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),

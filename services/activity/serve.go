@@ -21,6 +21,7 @@ const callGrace = 5 * time.Second
 // Serve runs the service as a process of its own until ctx ends: ActivityService
 // on the gRPC address, health and metrics on the admin address, logs to logTo.
 func Serve(ctx context.Context, cfg Config, version string, logTo io.Writer) (err error) {
+	defer lifecycle.KeepHeapRoom(lifecycle.HeapRoom)()
 	cfg.Telemetry.Version = version
 	tel, err := telemetry.Setup(ctx, cfg.Telemetry, logTo)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -32,7 +33,13 @@ import (
 	"github.com/livinguniverse/stoker/services/gateway"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(pollersEnv) != "" {
+		bePollers()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // call is what reached the services behind the gateway.
 type call struct {

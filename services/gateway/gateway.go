@@ -261,6 +261,7 @@ func (g *Gateway) Serve(ctx context.Context, lis net.Listener) error {
 
 // Run is the whole process: it serves until ctx ends.
 func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry) error {
+	defer lifecycle.KeepHeapRoom(lifecycle.HeapRoom)()
 	store, err := rpc.Dial(cfg.StoreAddr, tel)
 	if err != nil {
 		return err

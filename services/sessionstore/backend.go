@@ -3,6 +3,7 @@ package sessionstore
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 
 	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
@@ -24,6 +25,8 @@ type backend struct {
 	limits server.Limiter
 	// near remembers sessions; nil where nothing does.
 	near *fallback.Store
+	// reads is near where reads are answered from it without asking.
+	reads atomic.Pointer[fallback.Store]
 	// journal takes writes that Redis does not; nil where nothing does.
 	journal *journal.Store
 	// standsIn says whether a layer takes writes now while Redis does not
@@ -44,19 +47,28 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 		}
 		return &backend{Store: store}, nil
 	}
+	b := &backend{}
 	store, err := redis.New(ctx, redis.Options{
 		URL: cfg.RedisURL, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
 		Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: cfg.Clock, Tracer: tel.Tracer, Log: tel.Log, MayBeAway: cfg.Journals(),
+		Changed: b.changed,
 	})
 	if err != nil {
 		return nil, err
 	}
 	guarded := resilient.New(store, resilient.Options{Clock: cfg.Clock})
-	b := &backend{Store: guarded, limits: guarded}
+	b.Store, b.limits = guarded, guarded
 	if err := b.fallbacks(cfg, tel, marks); err != nil { //nolint:contextcheck // recovery is not bounded by a caller
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
+}
+
+// changed is told of sessions that were changed, from before anything is open.
+func (b *backend) changed(id string) {
+	if reads := b.reads.Load(); reads != nil {
+		reads.Outdated(id)
+	}
 }
 
 // fallbacks puts what answers while Redis does not over it.
@@ -65,12 +77,15 @@ func (b *backend) fallbacks(cfg Config, tel *telemetry.Telemetry, marks *server.
 		return nil
 	}
 	near, err := fallback.New(b.Store, fallback.Options{
-		Clock: cfg.Clock, MaxSessions: cfg.NearCache, Stale: marks.Stale, Silent: cfg.ReadFallback != FallbackStale,
+		Clock: cfg.Clock, MaxSessions: cfg.NearCache, Stale: marks.Stale, Silent: cfg.ReadFallback != FallbackStale, Fresh: cfg.ReadCache,
 	})
 	if err != nil {
 		return err
 	}
 	b.Store, b.near = near, near
+	if cfg.ReadCache > 0 {
+		b.reads.Store(near)
+	}
 	if cfg.Journals() {
 		return b.openJournal(cfg, tel, marks)
 	}

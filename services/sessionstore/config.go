@@ -40,6 +40,9 @@ type Config struct {
 	RedisTimeout time.Duration
 	Breaker      resilience.BreakerConfig
 	ReadFallback string
+	// ReadCache is how old a session may be that is read without asking Redis; 0
+	// to ask always.
+	ReadCache time.Duration
 	// WriteFallback is empty for what Journals says.
 	WriteFallback string
 	// NearCache is how many sessions are remembered.
@@ -106,7 +109,7 @@ func (c *Config) Journals() bool {
 // remembers says whether there is a near-cache: a journal asks it for the state
 // that a write changes, also where it answers no reads.
 func (c *Config) remembers() bool {
-	return c.Backend() == StorageRedis && (c.ReadFallback == FallbackStale || c.Journals())
+	return c.Backend() == StorageRedis && (c.ReadFallback == FallbackStale || c.Journals() || c.ReadCache > 0)
 }
 
 // policy is the server's default, complete.

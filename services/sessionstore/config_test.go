@@ -1,6 +1,7 @@
 package sessionstore
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -9,6 +10,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(callersEnv) != "" {
+		beCallers()
+		return
+	}
 	goleak.VerifyTestMain(m,
 		// go-redis stops its batch workers after Close has returned.
 		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9.(*AutoPipeliner).flusher"),
@@ -17,7 +22,7 @@ func TestMain(m *testing.M) {
 		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
 }
 
-func configured(t *testing.T, args ...string) *Config {
+func configured(t testing.TB, args ...string) *Config {
 	t.Helper()
 	var cfg Config
 	fs := pflag.NewFlagSet("store", pflag.ContinueOnError)
@@ -42,6 +47,8 @@ func TestOutageFlags(t *testing.T) {
 		"redis":                     {[]string{redisURL}, nil},
 		"redis, both fail":          {[]string{redisURL, "--read-fallback=fail_fast", "--write-fallback=fail_fast"}, nil},
 		"redis, fail with data-dir": {[]string{redisURL, "--write-fallback=fail_fast", "--data-dir=d"}, nil},
+		"read cache, too long":      {[]string{redisURL, "--read-cache=1m"}, []string{"--read-cache: got 1m0s, want 0, or 10ms to 10s"}},
+		"read cache, embedded":      {[]string{"--read-cache=1s"}, []string{"--read-cache: got 1s, want 0: the embedded store"}},
 		"journal without data-dir":  {[]string{redisURL, "--write-fallback=journal"}, []string{"--data-dir: got \"\", want a directory"}},
 		"unknown": {
 			[]string{redisURL, "--read-fallback=journal", "--write-fallback=stale"},

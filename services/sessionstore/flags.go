@@ -53,6 +53,7 @@ func (c *Config) outageFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.ReadFallback, "read-fallback", FallbackStale, "what single sessions are read from while Redis is away: stale for the last known state, marked as such; fail_fast for nothing")
 	fs.StringVar(&c.WriteFallback, "write-fallback", "", "what becomes of writes while Redis is away: fail_fast, or journal to keep them in --data-dir until Redis takes them; journal where --data-dir is given with Redis, else fail_fast")
 	fs.IntVar(&c.NearCache, "near-cache-sessions", 100_000, "sessions whose last known state is remembered, within 256 MiB, with Redis; 1 to 10000000")
+	fs.DurationVar(&c.ReadCache, "read-cache", 0, "answer reads of a session that was read within this from memory, without asking Redis: other replicas' changes may be seen that much later; 0 to ask always, else 10ms to 10s")
 	fs.Int64Var(&c.JournalBytes, "journal-max-bytes", 256<<20, "most `bytes` of writes that wait in the journal; at least 1 MiB")
 }
 

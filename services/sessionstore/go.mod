@@ -3,6 +3,7 @@ module github.com/livinguniverse/stoker/services/sessionstore
 go 1.26.0
 
 require (
+	buf.build/go/protovalidate v1.4.0
 	github.com/google/btree v1.1.3
 	github.com/livinguniverse/stoker/pkg v0.0.0-00010101000000-000000000000
 	github.com/livinguniverse/stoker/proto v0.0.0
@@ -22,7 +23,6 @@ require (
 
 require (
 	buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go v1.36.12-20260825204119-511051f7f437.2 // indirect
-	buf.build/go/protovalidate v1.4.0 // indirect
 	cel.dev/cel-go v0.32.0 // indirect
 	cel.dev/expr v0.25.3 // indirect
 	github.com/antlr4-go/antlr/v4 v4.13.1 // indirect

@@ -34,7 +34,7 @@ func serve(t *testing.T, s *Service, tel *telemetry.Telemetry) sessionv1.Storage
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, BeforeAnswer: s.BeforeAnswer})
+	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, Plain: Plain, BeforeAnswer: s.BeforeAnswer})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,6 +37,9 @@ type Service struct {
 // ErrorMapper turns the store's errors into statuses, for rpc.NewServer.
 func ErrorMapper(err error) error { return server.ToStatus(err) }
 
+// Plain says which requests need no validation, for rpc.NewServer.
+func Plain(req any) bool { return server.Plain(req) }
+
 // New opens the backend.
 func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, error) {
 	if cfg.Clock == nil {
@@ -178,6 +181,7 @@ func (s *Service) Close() error {
 // Run is the whole process: it serves until ctx ends, then stops in order:
 // health off, running calls, sweeper, store.
 func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry) error {
+	defer lifecycle.KeepHeapRoom(lifecycle.HeapRoom)()
 	s, err := New(ctx, cfg, tel)
 	if err != nil {
 		return err
@@ -186,7 +190,7 @@ func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry) error {
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}
-	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, BeforeAnswer: s.BeforeAnswer})
+	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: ErrorMapper, Plain: Plain, BeforeAnswer: s.BeforeAnswer})
 	if err != nil {
 		return errors.Join(err, s.Close())
 	}

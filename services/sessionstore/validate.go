@@ -34,6 +34,13 @@ func (c *Config) ValidateStore() error {
 	if c.ReadFallback != FallbackStale && c.ReadFallback != FallbackFailFast {
 		bad("read-fallback", c.ReadFallback, "stale or fail_fast")
 	}
+	switch {
+	case c.ReadCache == 0:
+	case c.ReadCache < 10*time.Millisecond, c.ReadCache > 10*time.Second:
+		bad("read-cache", c.ReadCache, "0, or 10ms to 10s")
+	case c.Backend() == StorageMemory:
+		bad("read-cache", c.ReadCache, "0: the embedded store reads from memory by itself")
+	}
 	errs = append(errs, c.checkJournal()...)
 	for _, r := range []struct {
 		flag           string

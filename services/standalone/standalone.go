@@ -22,6 +22,7 @@ import (
 // activity service (which reports what is pending), gRPC, the sweeper, the
 // store. It prints where to look to out.
 func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry, out io.Writer) (err error) {
+	defer lifecycle.KeepHeapRoom(lifecycle.HeapRoom)()
 	g := lifecycle.NewGroup(tel.Log, 3*cfg.Grace)
 	var opened closers
 	defer func() {
@@ -38,7 +39,7 @@ func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry, out io.Write
 	if err != nil {
 		return err
 	}
-	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, BeforeAnswer: store.BeforeAnswer})
+	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, Plain: sessionstore.Plain, BeforeAnswer: store.BeforeAnswer})
 	if err != nil {
 		return err
 	}

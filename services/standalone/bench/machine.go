@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 )
 
@@ -38,6 +39,15 @@ func describe(ctx context.Context, r *redis) (machine, error) {
 		Go:     runtime.Version(),
 		Redis:  first(info, "redis_version"),
 	}, nil
+}
+
+// availableKiB is the memory that can be had; 0 where the system does not tell.
+func availableKiB() int {
+	n, err := strconv.Atoi(strings.TrimSuffix(first(read("/proc/meminfo"), "MemAvailable"), " kB"))
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 func read(path string) string {

@@ -91,7 +91,7 @@ func (r *Report) Markdown() string {
 		r.Version, r.Began.Format("2006-01-02 15:04 MST"), r.Took.Round(time.Second), r.Budget, r.Rounds, r.Machine)
 	rows := [][]string{{"target", "wanted", "found", ""}}
 	for _, v := range r.Targets {
-		rows = append(rows, []string{v.What, v.Want, strings.TrimSpace(number(float64(v.Figure)) + " " + v.Unit), v.Mark})
+		rows = append(rows, []string{v.What, v.Want, spelled(float64(v.Figure), v.Unit), v.Mark})
 	}
 	writeTable(&b, rows)
 	for _, c := range r.order {
@@ -102,7 +102,7 @@ func (r *Report) Markdown() string {
 		b.WriteString("\nBeside that:\n\n")
 		rows := [][]string{{"what", "found"}}
 		for _, p := range r.Probes {
-			rows = append(rows, []string{p.Name, strings.TrimSpace(number(float64(p.Value)) + " " + p.Unit)})
+			rows = append(rows, []string{p.Name, spelled(float64(p.Value), p.Unit)})
 		}
 		writeTable(&b, rows)
 	}

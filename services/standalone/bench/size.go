@@ -20,6 +20,9 @@ const (
 	ofListByLog        = "ListEvents with nothing new, by events in the log"
 )
 
+// sessionBytes is what a session takes in Redis, and some more.
+const sessionBytes = 9000
+
 func sessions(n int) string { return grouped(int64(n)) + " sessions" }
 
 // bySessions compares stores with few and with many sessions, each on a Redis
@@ -30,6 +33,10 @@ func (b *bench) bySessions(ctx context.Context) ([]comparison, error) {
 	for n, least := range map[int]time.Duration{1000: time.Minute, 100_000: time.Minute, 1_000_000: 3 * time.Minute} {
 		if b.opts.Budget < least {
 			b.note("%s: not measured, that needs a budget of %v.", sessions(n), least)
+			continue
+		}
+		if need, have := n*sessionBytes/1024, availableKiB(); have > 0 && have < need {
+			b.note("%s: not measured, that needs %s MiB of memory and %s are available.", sessions(n), grouped(int64(need/1024)), grouped(int64(have/1024)))
 			continue
 		}
 		f, err := b.populate(ctx, n)

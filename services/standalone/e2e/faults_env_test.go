@@ -72,38 +72,39 @@ type faultCall struct {
 	took  time.Duration
 	code  codes.Code
 	write bool
-	// stale: it was answered from what the store remembers.
-	stale bool
+	// stale: it was answered from what the store remembers. journaled: the
+	// journal took it.
+	stale, journaled bool
 }
 
-func newFaultEnv(t *testing.T, args ...string) *faultEnv {
-	t.Helper()
-	return newFaultEnvWith(t, args)
-}
-
-// newFaultEnvWith is newFaultEnv with more flags for the store.
-func newFaultEnvWith(t *testing.T, redis []string, flags ...string) *faultEnv {
+// newFaultEnv starts both, with more arguments for each.
+func newFaultEnv(t *testing.T, redis []string, store ...string) *faultEnv {
 	t.Helper()
 	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, redis...)...)
 	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}, deadlines: map[string]time.Time{}}
 	t.Cleanup(func() { _ = e.raw.Close() })
-	front := freeAddr(t)
-	e.proxy = toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop()), "redis", front, server.Addr)
-	if err := e.proxy.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(e.proxy.Stop)
-
+	e.proxy = newProxy(t, server.Addr)
 	conn := openStore(t, func(c *sessionstore.Config) { c.Clock = e.now }, append([]string{
-		"--redis-url", "redis://" + front, "--redis-timeout", faultTimeout.String(),
+		"--redis-url", "redis://" + e.proxy.Listen, "--redis-timeout", faultTimeout.String(),
 		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
-	}, flags...)...)
+	}, store...)...)
 	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
 	return e
 }
 
 // now is the store's clock.
 func (e *faultEnv) now() time.Time { return time.Now().Add(time.Duration(e.skew.Load())) }
+
+// newProxy puts a proxy before a server until the test ends.
+func newProxy(t *testing.T, addr string) *toxiproxy.Proxy {
+	t.Helper()
+	p := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(prometheus.NewRegistry()), zerolog.Nop()), "redis", freeAddr(t), addr)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Stop)
+	return p
+}
 
 // toxic spoils the connection until heal.
 func (e *faultEnv) toxic(t *testing.T, spec string) {
@@ -124,16 +125,16 @@ func (e *faultEnv) note(c faultCall, err error) {
 }
 
 // get reads a session, and says whether the answer is marked as an old one.
-func (e *faultEnv) get(ctx context.Context, id string) (stale bool, err error) {
+func (e *faultEnv) get(ctx context.Context, id string) (s *sessionv1.Session, stale bool, err error) {
 	var h metadata.MD
-	_, err = e.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id}, grpc.Header(&h))
+	s, err = e.store.GetSession(ctx, &sessionv1.GetSessionRequest{Id: id}, grpc.Header(&h))
 	by, age := h.Get("stoker-served-by"), h.Get("stoker-stale-for")
 	if len(by) != len(age) || len(by) > 1 || len(by) == 1 && by[0] != "fallback" {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.badMarks = append(e.badMarks, fmt.Sprint(by, age))
 	}
-	return len(by) > 0, err
+	return s, len(by) > 0, err
 }
 
 // drive reads and writes until stop is closed: each client at a steady pace,
@@ -202,7 +203,7 @@ func (e *faultEnv) read(ctx context.Context) {
 		return
 	}
 	begin := time.Now()
-	stale, err := e.get(ctx, id)
+	_, stale, err := e.get(ctx, id)
 	e.note(faultCall{begin: begin, stale: stale}, err)
 	if status.Code(err) == codes.NotFound {
 		e.mu.Lock()
@@ -252,7 +253,7 @@ func (e *faultEnv) lost(t *testing.T) (writes, lost int) {
 	e.mu.Unlock()
 	for id, events := range acked {
 		writes += 1 + len(events)
-		stale, err := e.get(t.Context(), id)
+		_, stale, err := e.get(t.Context(), id)
 		if stale {
 			t.Fatal("what is remembered cannot tell what was lost")
 		}

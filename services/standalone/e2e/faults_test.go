@@ -134,16 +134,22 @@ var faults = []fault{
 	},
 	{
 		name: "flapping every second for a minute", expect: "opens and closes with it", opens: true, fails: true, reads: true, lasts: 0,
-		inject: func(t *testing.T, e *faultEnv) {
-			for range 30 {
-				e.proxy.Stop()
-				time.Sleep(time.Second)
-				must(t, e.proxy.Start())
-				time.Sleep(time.Second)
-			}
-		},
-		heal: func(*testing.T, *faultEnv) {},
+		inject: flapping(30),
+		heal:   func(*testing.T, *faultEnv) {},
 	},
+}
+
+// flapping takes the connection away for a second and gives it back for one,
+// so many times.
+func flapping(times int) func(t *testing.T, e *faultEnv) {
+	return func(t *testing.T, e *faultEnv) {
+		for range times {
+			e.proxy.Stop()
+			time.Sleep(time.Second)
+			must(t, e.proxy.Start())
+			time.Sleep(time.Second)
+		}
+	}
 }
 
 // TestFaultMatrix puts the store through each fault under load, and holds it to
@@ -159,12 +165,12 @@ func TestFaultMatrix(t *testing.T) {
 		})
 	}
 	if path := os.Getenv("STOKER_DOCS"); path != "" && !t.Failed() {
-		must(t, writeTable(path, rows))
+		must(t, writeTable(path, tableBegin, tableEnd, faultColumns, rows))
 	}
 }
 
 func (f fault) run(t *testing.T) measured {
-	e := newFaultEnv(t, f.redis...)
+	e := newFaultEnv(t, f.redis)
 	stop, watched := make(chan struct{}), make(chan struct{})
 	load := e.drive(t, stop)
 	eventually(t, 20*time.Second, "the load is on", func() bool {
@@ -199,7 +205,8 @@ func (f fault) run(t *testing.T) measured {
 	return m
 }
 
-// answeredSince counts good answers, but for those from memory.
+// answeredSince counts good answers, but for those from memory and from the
+// journal.
 func (e *faultEnv) answeredSince(at time.Time, write bool) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -208,7 +215,7 @@ func (e *faultEnv) answeredSince(at time.Time, write bool) int {
 		if c.begin.Before(at) {
 			break
 		}
-		if c.write == write && c.code == codes.OK && !c.stale {
+		if c.write == write && c.code == codes.OK && !c.stale && !c.journaled {
 			n++
 		}
 	}
@@ -238,7 +245,7 @@ func (e *faultEnv) measure(t *testing.T, began, healed time.Time) measured {
 		if c.code == codes.Unavailable && !e.opened.IsZero() && c.begin.After(e.opened) && c.begin.Before(healed) {
 			failed = append(failed, c.took)
 		}
-		if c.code == codes.OK && !c.stale && c.begin.After(healed) && (first[c.write].IsZero() || end.Before(first[c.write])) {
+		if c.code == codes.OK && !c.stale && !c.journaled && c.begin.After(healed) && (first[c.write].IsZero() || end.Before(first[c.write])) {
 			first[c.write] = end
 		}
 	}
@@ -293,36 +300,41 @@ func (f fault) judge(t *testing.T, e *faultEnv, m measured) {
 }
 
 func (m measured) row(f fault) string {
-	show := func(d time.Duration) string {
-		switch {
-		case d <= 0:
-			return "-"
-		case d < 10*time.Millisecond:
-			return d.Round(10 * time.Microsecond).String()
-		default:
-			return d.Round(time.Millisecond).String()
-		}
-	}
 	return fmt.Sprintf("| %s | %s | %s | %d | %s | %s | %s | %d of %d |", f.name, f.expect, m.errors, m.stale, show(m.opened), show(m.failP99), show(m.recovery), m.lost, m.writes)
+}
+
+// show spells a duration of the table.
+func show(d time.Duration) string {
+	switch {
+	case d <= 0:
+		return "-"
+	case d < 10*time.Millisecond:
+		return d.Round(10 * time.Microsecond).String()
+	default:
+		return d.Round(time.Millisecond).String()
+	}
 }
 
 const tableBegin, tableEnd = "<!-- fault matrix: begin -->", "<!-- fault matrix: end -->"
 
-// writeTable puts the rows between the marks of a file.
-func writeTable(path string, rows []string) error {
+// faultColumns head the table.
+var faultColumns = []string{
+	"Fault", "Expected", "Failed calls", "Reads answered from memory", "Time to open", "p99 of a failing call while open", "Time to recover",
+	"Acknowledged writes lost",
+}
+
+// writeTable puts the rows between two marks of a file.
+func writeTable(path, begin, end string, columns, rows []string) error {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	before, rest, ok1 := strings.Cut(string(raw), tableBegin)
-	_, after, ok2 := strings.Cut(rest, tableEnd)
+	before, rest, ok1 := strings.Cut(string(raw), begin)
+	_, after, ok2 := strings.Cut(rest, end)
 	if !ok1 || !ok2 {
-		return fmt.Errorf("%s has no marks for the table", path)
+		return fmt.Errorf("%s has no marks %s for the table", path, begin)
 	}
-	table := []string{
-		"| Fault | Expected | Failed calls | Reads answered from memory | Time to open | p99 of a failing call while open | Time to recover | Acknowledged writes lost |",
-		"|---|---|---|---|---|---|---|---|",
-	}
-	text := before + tableBegin + "\n" + strings.Join(append(table, rows...), "\n") + "\n" + tableEnd + after
+	table := []string{"| " + strings.Join(columns, " | ") + " |", "|" + strings.Repeat("---|", len(columns))}
+	text := before + begin + "\n" + strings.Join(append(table, rows...), "\n") + "\n" + end + after
 	return os.WriteFile(path, []byte(text), 0o644)
 }

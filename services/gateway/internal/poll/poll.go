@@ -49,9 +49,11 @@ func New(interval time.Duration, clock func() time.Time) (*Limiter, error) {
 // next turn. Of several at once, one gets it.
 func (l *Limiter) Take(client, session string) time.Duration {
 	k := key{client, session}
-	now := l.clock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	// Under the lock: an earlier time than that of the turn before would be too
+	// soon even where there is no interval.
+	now := l.clock()
 	if at, ok := l.next.Get(k); ok && at.After(now) {
 		return at.Sub(now)
 	}

@@ -193,3 +193,23 @@ func FuzzRequest(f *testing.F) {
 		}
 	})
 }
+
+// TestNoIntervalRefusesNobody: however callers come between each other.
+func TestNoIntervalRefusesNobody(t *testing.T) {
+	l, err := poll.New(0, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 20_000 {
+				if after := l.Take("a", "s"); after != 0 {
+					t.Errorf("refused for %v", after)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 )
@@ -121,7 +122,8 @@ func Reason(o sessionv1.ExtendTTLResponse_Outcome, t Terms, before, after State,
 		return fmt.Sprintf("extended by %s with %s left, extension %d of %d", short(after.Expire-before.Expire), left, after.Count, t.Max)
 	case sessionv1.ExtendTTLResponse_NOT_NEEDED:
 		if t.Strategy == sessionv1.TTLPolicy_BELOW_THRESHOLD && before.Expire-activity >= t.ExtendBelow {
-			return fmt.Sprintf("not extended: %s left, extends below %s", left, short(t.ExtendBelow))
+			// What nearly every answer says.
+			return "not extended: " + left + " left, extends below " + short(t.ExtendBelow)
 		}
 		return "not extended: this activity, or a later one, has extended the session already"
 	case sessionv1.ExtendTTLResponse_CAPPED:
@@ -165,21 +167,34 @@ func (s State) Capped(t Terms) bool { return s.Count >= t.Max || s.Expire >= t.C
 // TTL describes a session's deadline as of now. Phase is the caller's to
 // correct where the session is over.
 func TTL(t Terms, s State, phase sessionv1.Session_Phase, p *sessionv1.TTLPolicy, now int64) *sessionv1.TTL {
-	remaining := max(0, s.Expire-now)
+	m := &ttlMemory{}
+	m.fill(t, s, phase, p, now)
+	return &m.ttl
+}
+
+// ttlMemory is a TTL and what it points to in one piece: extending is most of
+// what a store does, and each answer has two of them.
+type ttlMemory struct {
+	ttl                               sessionv1.TTL
+	create, expire, cap, lastActivity timestamppb.Timestamp
+	remaining                         durationpb.Duration
+}
+
+func (m *ttlMemory) fill(t Terms, s State, phase sessionv1.Session_Phase, p *sessionv1.TTLPolicy, now int64) {
+	left := max(0, s.Expire-now)
 	if s.Over {
-		remaining = 0
+		left = 0
 	}
-	return &sessionv1.TTL{
-		CreateTime:       Time(t.Create),
-		ExpireTime:       Time(s.Expire),
-		Remaining:        durationpb.New(time.Duration(remaining) * time.Millisecond),
-		ExtensionCount:   s.Count,
-		MaxExtensions:    t.Max,
-		CapTime:          Time(t.Cap),
-		Phase:            phase,
-		Policy:           p,
-		LastActivityTime: Time(s.LastActivity),
-	}
+	m.remaining.Seconds, m.remaining.Nanos = left/1000, int32(left%1000*1e6)
+	m.ttl.CreateTime = SetTime(&m.create, t.Create)
+	m.ttl.ExpireTime = SetTime(&m.expire, s.Expire)
+	m.ttl.Remaining = &m.remaining
+	m.ttl.ExtensionCount = s.Count
+	m.ttl.MaxExtensions = t.Max
+	m.ttl.CapTime = SetTime(&m.cap, t.Cap)
+	m.ttl.Phase = phase
+	m.ttl.Policy = p
+	m.ttl.LastActivityTime = SetTime(&m.lastActivity, s.LastActivity)
 }
 
 // TTLOf describes the deadline of a session as a backend returned it.
@@ -204,12 +219,15 @@ func Response(o sessionv1.ExtendTTLResponse_Outcome, t Terms, before, after Stat
 		}
 		return Phase(t, s, now)
 	}
-	return &sessionv1.ExtendTTLResponse{
-		Outcome: o,
-		Reason:  Reason(o, t, before, after, activity),
-		Before:  TTL(t, before, phase(before), p, now),
-		After:   TTL(t, after, phase(after), p, now),
-	}
+	m := &struct {
+		response      sessionv1.ExtendTTLResponse
+		before, after ttlMemory
+	}{}
+	m.before.fill(t, before, phase(before), p, now)
+	m.after.fill(t, after, phase(after), p, now)
+	m.response.Outcome, m.response.Reason = o, Reason(o, t, before, after, activity)
+	m.response.Before, m.response.After = &m.before.ttl, &m.after.ttl
+	return &m.response
 }
 
 // Missing answers a report of activity in a session that is not there.

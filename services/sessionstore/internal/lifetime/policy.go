@@ -153,6 +153,13 @@ func Time(millis int64) *timestamppb.Timestamp {
 	return timestamppb.New(time.UnixMilli(millis))
 }
 
+// SetTime is Time in memory that is there already, which it returns.
+func SetTime(t *timestamppb.Timestamp, millis int64) *timestamppb.Timestamp {
+	at := time.UnixMilli(millis)
+	t.Seconds, t.Nanos = at.Unix(), int32(at.Nanosecond())
+	return t
+}
+
 // Millis converts a timestamp to Unix milliseconds.
 func Millis(t *timestamppb.Timestamp) int64 {
 	return t.GetSeconds()*1000 + int64(t.GetNanos())/1e6

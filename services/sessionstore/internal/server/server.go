@@ -289,15 +289,17 @@ func (s *Server) stamp(ctx context.Context, events []*sessionv1.Event) []*sessio
 	}
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)
+	stamped := timestamppb.New(now.Truncate(time.Millisecond)) // nobody changes an event, so all may have the same
+	var ids randomIDs
 	out := make([]*sessionv1.Event, len(events))
 	for i, e := range events {
 		out[i] = storage.WithCursor(e, "")
 		out[i].Origin = origin
 		if e.GetId() == "" {
-			out[i].Id = randomID()
+			out[i].Id = ids.next(len(events) - i)
 		}
 		if e.GetTime() == nil || e.GetTime().AsTime().After(now) {
-			out[i].Time = timestamppb.New(now.Truncate(time.Millisecond))
+			out[i].Time = stamped
 		}
 		if e.GetTraceparent() == "" {
 			out[i].Traceparent = carrier["traceparent"]
@@ -306,10 +308,21 @@ func (s *Server) stamp(ctx context.Context, events []*sessionv1.Event) []*sessio
 	return out
 }
 
-func randomID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the program instead
-	return hex.EncodeToString(b[:])
+// randomIDs makes ids many at a time: they are parts of one string.
+type randomIDs struct{ left string }
+
+const randomIDBytes = 16
+
+// next returns an id; at most more will be asked for, this one included.
+func (r *randomIDs) next(more int) string {
+	if r.left == "" {
+		b := make([]byte, more*randomIDBytes)
+		_, _ = rand.Read(b) // never fails: crypto/rand ends the program instead
+		r.left = hex.EncodeToString(b)
+	}
+	id := r.left[:2*randomIDBytes]
+	r.left = r.left[len(id):]
+	return id
 }
 
 // GetPolicy returns a project's policy.

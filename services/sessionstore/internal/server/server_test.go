@@ -79,7 +79,7 @@ func newEnvOver(t testing.TB, over func(*env, storage.Store) storage.Store) *env
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: server.ToStatus, BeforeAnswer: e.marks.BeforeAnswer})
+	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: server.ToStatus, Plain: server.Plain, BeforeAnswer: e.marks.BeforeAnswer})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -121,17 +121,24 @@ const reserved = "session:"
 func checkEvents(events []*sessionv1.Event, limits Limits) []rpc.Violation {
 	var out []rpc.Violation
 	for i, e := range events {
-		at := fmt.Sprintf("events[%d].", i)
-		if strings.HasPrefix(e.GetType(), reserved) && e.GetType() != "session:subscribe" {
-			out = append(out, rpc.Violation{Field: at + "type", Value: e.GetType(), Want: "a type of your own: session: is the store's"})
+		for _, v := range checkEvent(e, limits) {
+			v.Field = fmt.Sprintf("events[%d].%s", i, v.Field) // only now: nearly all events are right
+			out = append(out, v)
 		}
-		if strings.HasPrefix(e.GetId(), reserved) {
-			out = append(out, rpc.Violation{Field: at + "id", Value: e.GetId(), Want: "an id of your own: session: is the store's"})
-		}
-		out = append(out, checkTime(at+"time", e.GetTime())...)
-		out = append(out, checkData(at+"data", e.GetData(), limits.EventData)...)
 	}
 	return out
+}
+
+func checkEvent(e *sessionv1.Event, limits Limits) []rpc.Violation {
+	var out []rpc.Violation
+	if strings.HasPrefix(e.GetType(), reserved) && e.GetType() != "session:subscribe" {
+		out = append(out, rpc.Violation{Field: "type", Value: e.GetType(), Want: "a type of your own: session: is the store's"})
+	}
+	if strings.HasPrefix(e.GetId(), reserved) {
+		out = append(out, rpc.Violation{Field: "id", Value: e.GetId(), Want: "an id of your own: session: is the store's"})
+	}
+	out = append(out, checkTime("time", e.GetTime())...)
+	return append(out, checkData("data", e.GetData(), limits.EventData)...)
 }
 
 var earliest = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)

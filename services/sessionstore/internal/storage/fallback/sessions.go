@@ -17,6 +17,10 @@ type sessions struct {
 	// bytes is what the entries weigh by themselves, without the least share
 	// that the cache counts for each.
 	bytes atomic.Int64
+	// maxAge is up to which age, in milliseconds, a session is served without
+	// asking; 0 for never. enough is how old an entry gets before the same
+	// answer is taken for it again.
+	maxAge, enough int64
 }
 
 // ticket is taken when a call begins: its place in the order, and the time.
@@ -25,13 +29,16 @@ type ticket struct {
 	now int64
 }
 
-func newSessions(most int, bytes int64, o *order) (*sessions, error) {
-	k := &sessions{order: o, users: newUsers()}
+func newSessions(opts Options, o *order) (*sessions, error) {
+	k := &sessions{order: o, users: newUsers(), maxAge: opts.Fresh.Milliseconds(), enough: enough}
+	if k.maxAge > 0 {
+		k.enough = min(enough, k.maxAge)
+	}
 	// One weight keeps both bounds: nobody weighs less than their share.
-	share := uint32(min(bytes/int64(most), 1<<30))
+	share := uint32(min(opts.MaxBytes/int64(opts.MaxSessions), 1<<30))
 	var err error
 	k.cache, err = otter.New(&otter.Options[string, *entry]{
-		MaximumWeight:    uint64(bytes),
+		MaximumWeight:    uint64(opts.MaxBytes),
 		Weigher:          func(_ string, e *entry) uint32 { return max(share, uint32(e.size)) },
 		OnAtomicDeletion: k.left,
 	})
@@ -98,17 +105,47 @@ func (k *sessions) learn(s *sessionv1.Session, t ticket) {
 	})
 }
 
-// enough is how old, in milliseconds, an entry gets before the same answer is
-// taken for it again: sessions in use are read far more often than they change.
+// enough is how old, in milliseconds, an entry gets at most before the same
+// answer is taken for it again: sessions in use are read far more often than
+// they change.
 const enough = 1000
 
 // fresh says whether the same is known already, and not for long. Looking also
 // tells the cache that the session is in use.
 func (k *sessions) fresh(s *sessionv1.Session, t ticket) bool {
 	e, ok := k.cache.GetIfPresent(s.GetId())
-	return ok && e.standing == known && !e.derived && !e.assumed && t.now-e.seen < enough &&
+	return ok && e.standing == known && !e.derived && !e.assumed && t.now-e.seen < k.enough &&
 		e.session.GetRevision() == s.GetRevision() && over(e.session) == over(s) &&
 		lifetime.Millis(e.session.GetLastActivityTime()) >= lifetime.Millis(s.GetLastActivityTime())
+}
+
+// servable returns a session that need not be asked for now: nothing is known to
+// have changed it, and it was read not long ago. It takes no lock, so what was
+// barred since is looked up. Past its deadline it is asked for, as others may
+// have moved that.
+func (k *sessions) servable(id string, now int64) (*sessionv1.Session, bool) {
+	e, ok := k.cache.GetIfPresent(id)
+	if !ok || e.standing != known || e.derived || e.assumed || now-e.seen >= k.maxAge || now < e.seen ||
+		k.order.barred(ofSession, id, e.at) || k.order.barred(ofUser, userKey(e.session.GetProject(), e.session.GetUser()), e.at) {
+		return nil, false
+	}
+	out := view(e.session, now)
+	return out, over(out) || out.GetPhase() != sessionv1.Session_EXPIRED
+}
+
+// outdated says that somebody has changed a session since it was read.
+func (k *sessions) outdated(id string) {
+	if _, ok := k.cache.GetIfPresent(id); !ok {
+		return // most events are about sessions that nobody reads here
+	}
+	k.change(id, func(old *entry) *entry {
+		if old == nil || old.standing != known || old.derived {
+			return nil
+		}
+		out := *old
+		out.derived = true
+		return &out
+	})
 }
 
 // get returns what is known of a session. It waits for the lock of its key: an

@@ -24,6 +24,10 @@ type Options struct {
 	MaxPolicies int
 	// MaxStale is how old an answer may be; default 48 h.
 	MaxStale time.Duration
+	// Fresh lets Get answer with what is remembered without asking, up to this age;
+	// 0 for never. What this store ends, deletes or changes is never answered as
+	// it was before; what others change, for this long at most.
+	Fresh time.Duration
 	// Stale is told of each answer from here and its age, 0 or more; nobody
 	// where nil. It must not block.
 	Stale func(ctx context.Context, age time.Duration)
@@ -73,6 +77,7 @@ type Store struct {
 	policies *policies
 
 	get, getMany, getPolicy tally
+	hits                    atomic.Int64
 }
 
 // tally counts what became of the reads that the store did not answer.
@@ -90,7 +95,7 @@ func New(inner storage.Store, opts Options) (*Store, error) {
 	}
 	s := &Store{Store: inner, opts: opts, order: newOrder(opts.stripes)}
 	var err1, err2 error
-	s.sessions, err1 = newSessions(opts.MaxSessions, opts.MaxBytes, s.order)
+	s.sessions, err1 = newSessions(opts, s.order)
 	s.policies, err2 = newPolicies(opts.MaxPolicies, s.order)
 	return s, errors.Join(err1, err2)
 }
@@ -100,6 +105,8 @@ type Stats struct {
 	// Reads are those that the store could not answer, by operation: get,
 	// get_many (each session counts) and get_policy.
 	Reads map[string]Count
+	// Hits are the reads that were answered from here without asking.
+	Hits int64
 	// Sessions are remembered, within a few that are about to leave; Bytes is
 	// about what they take.
 	Sessions int
@@ -112,8 +119,8 @@ type Count struct{ Answers, Misses int64 }
 // Stats returns them.
 func (s *Store) Stats() Stats {
 	return Stats{
-		Reads:    map[string]Count{"get": s.get.count(), "get_many": s.getMany.count(), "get_policy": s.getPolicy.count()},
-		Sessions: s.sessions.cache.EstimatedSize(), Bytes: s.sessions.bytes.Load(),
+		Reads: map[string]Count{"get": s.get.count(), "get_many": s.getMany.count(), "get_policy": s.getPolicy.count()},
+		Hits:  s.hits.Load(), Sessions: s.sessions.cache.EstimatedSize(), Bytes: s.sessions.bytes.Load(),
 	}
 }
 
@@ -163,6 +170,12 @@ func (s *Store) recall(id string, t *tally, err error) (*sessionv1.Session, time
 // Get reads a session.
 func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) {
 	t := s.ticket()
+	if s.opts.Fresh > 0 {
+		if out, ok := s.sessions.servable(id, t.now); ok {
+			s.hits.Add(1)
+			return out, ctx.Err()
+		}
+	}
 	out, err := s.Store.Get(ctx, id)
 	s.saw(id, out, err, t)
 	if s.opts.Silent || !degraded(err) {
@@ -205,6 +218,10 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 	}
 	return out, nil
 }
+
+// Outdated says that somebody has changed a session: it is asked for the next
+// time that it is read.
+func (s *Store) Outdated(id string) { s.sessions.outdated(id) }
 
 // List pages through sessions, and remembers them.
 func (s *Store) List(ctx context.Context, q storage.ListQuery) (storage.SessionPage, error) {

@@ -18,12 +18,15 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	return out, existed, err
 }
 
-// Update changes a session. One whose outcome is unknown leaves what is known:
-// that is old then, as it says.
+// Update changes a session. One whose outcome is unknown leaves what is known,
+// for an outage: that is old then, as it says.
 func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
 	t := s.ticket()
 	out, err := s.Store.Update(ctx, id, u)
 	s.saw(id, out, err, t)
+	if unknown(err) {
+		s.sessions.outdated(id)
+	}
 	return out, err
 }
 
@@ -66,7 +69,15 @@ func (s *Store) RevokeUser(ctx context.Context, project, user string, except []s
 func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage.ExtendResult, error) {
 	t := s.ticket()
 	out, err := s.Store.Extend(ctx, items)
+	if unknown(err) {
+		for _, a := range items {
+			s.sessions.outdated(a.SessionID)
+		}
+	}
 	for i, r := range out {
+		if unknown(r.Err) {
+			s.sessions.outdated(items[i].SessionID)
+		}
 		if r.Err == nil {
 			s.sessions.extended(items[i].SessionID, r.Response, t)
 		}

@@ -33,11 +33,12 @@ func TestConcurrent(t *testing.T) {
 	var stop atomic.Bool
 	var flapping sync.WaitGroup
 	var outages atomic.Int64
+	r.below.Set(storagetest.Refuses) // so that there is an outage, however fast the work is done
 	flapping.Go(func() {
 		for !stop.Load() {
+			time.Sleep(time.Duration(rand.IntN(3000)) * time.Microsecond) // the pace of the flapping, not a wait for anything
 			r.below.Set(storagetest.Fault(rand.IntN(3)))
 			outages.Add(1)
-			time.Sleep(time.Duration(rand.IntN(3000)) * time.Microsecond) // the pace of the flapping, not a wait for anything
 		}
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

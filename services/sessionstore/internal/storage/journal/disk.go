@@ -62,14 +62,15 @@ func (d *disk) append(record []byte) (place, error) {
 	return place{d.log, seq}, nil
 }
 
-// last is the place of the latest record.
-func (d *disk) last() place {
+// last is the place of the latest record. Without a log nothing is durable that
+// an answer could rest on.
+func (d *disk) last() (place, error) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if d.log == nil {
-		return place{}
+		return place{}, unwritable(d.err)
 	}
-	return place{d.log, d.log.Appended()}
+	return place{d.log, d.log.Appended()}, nil
 }
 
 // size is how much was written since the last snapshot, in bytes.

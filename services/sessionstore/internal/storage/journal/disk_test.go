@@ -189,6 +189,17 @@ func TestBounded(t *testing.T) {
 	must[*sessionv1.Session](t)(r.Update(ctx, id, label("n", "3")))
 }
 
+// TestBoundedBytes: so it is by size.
+func TestBoundedBytes(t *testing.T) {
+	r := newRig(t, t.TempDir(), func(o *Options) { o.MaxBytes = 100 })
+	defer r.close()
+	id := r.create("ann")
+	r.below.Set(storagetest.Refuses)
+	must[*sessionv1.Session](t)(r.Update(t.Context(), id, label("a", strings.Repeat("x", 200))))
+	_, err := r.Update(t.Context(), id, label("a", "1"))
+	wantErr(t, err, storage.ErrUnavailable, storage.ErrJournal)
+}
+
 // TestTidy: a log that has grown is replaced once nothing waits, and keeps the
 // dead letters.
 func TestTidy(t *testing.T) {

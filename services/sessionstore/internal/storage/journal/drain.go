@@ -18,6 +18,8 @@ const (
 	drainers = 64
 	// Pauses between rounds in which nothing could be replayed.
 	minPause, maxPause = 20 * time.Millisecond, 500 * time.Millisecond
+	// rereads is how often a session is read at most until it is known.
+	rereads = 3
 	// tidyBytes is how much may lie in the log once nothing waits.
 	tidyBytes = 1 << 20
 )
@@ -88,10 +90,6 @@ func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int
 			if err != nil && !final(err) {
 				return false
 			}
-			if then == nil && err == nil {
-				// The near-cache forgot the session; the next outage may come at once.
-				_, _ = s.Store.Get(ctx, q.id)
-			}
 			if !s.settled(ctx, q, a, then, err) {
 				return false
 			}
@@ -99,6 +97,9 @@ func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int
 		}
 		if then != nil {
 			continue
+		}
+		if !s.seen(ctx, q.id) {
+			return false
 		}
 		lock := s.stripe(&s.sessions, q.id)
 		lock.Lock()
@@ -111,6 +112,23 @@ func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int
 			return true
 		}
 	}
+}
+
+// seen reads a session whose writes were replayed, so that what knows the last
+// state of sessions, and forgot this one with each replay, knows it again: the
+// next outage may come at once. The session stays here as long as it cannot be
+// read.
+func (s *Store) seen(ctx context.Context, id string) bool {
+	for range rereads {
+		if _, err := s.Store.Get(ctx, id); err != nil && !final(err) {
+			return false
+		}
+		// Replays of other sessions may keep an answer from being believed.
+		if _, _, err := s.opts.Base(id); !errors.Is(err, storage.ErrUnavailable) {
+			break
+		}
+	}
+	return true
 }
 
 // final says whether an error of Replay is the write's end: it was not applied
@@ -166,7 +184,10 @@ func (s *Store) mend() {
 	if before == nil {
 		return
 	}
-	if err := s.disk.reopen(s.emit); err != nil {
+	// A write on its way into a log that broke is not acknowledged, so those that
+	// are here are all that count; and whoever accepts one may wait for this.
+	err := s.disk.reopen(func(put func(record []byte) error) error { return s.emit(put, s.waiting.all()) })
+	if err != nil {
 		s.opts.Log.Debug("the journal still cannot be written", slog.Any("error", err))
 		return
 	}
@@ -182,14 +203,19 @@ func (s *Store) tidy() {
 	if s.disk.size() < most || s.disk.failure() != nil {
 		return
 	}
-	if err := s.disk.snapshot(s.emit); err != nil {
+	if err := s.disk.snapshot(func(put func(record []byte) error) error {
+		s.accepting.Lock() // what is in the log that is replaced is known below
+		queues := s.waiting.all()
+		s.accepting.Unlock()
+		return s.emit(put, queues)
+	}); err != nil {
 		s.opts.Log.Error("the journal goes on growing", slog.Any("error", err))
 	}
 }
 
 // emit writes what counts: the journal's name, the dead letters, and the
 // sessions that wait, with what was replayed of them.
-func (s *Store) emit(put func(record []byte) error) error {
+func (s *Store) emit(put func(record []byte) error, queues []queue) error {
 	name, err := holderRecord(s.holder)
 	if err != nil {
 		return err
@@ -205,7 +231,7 @@ func (s *Store) emit(put func(record []byte) error) error {
 			return err
 		}
 	}
-	for _, q := range s.waiting.all() {
+	for _, q := range queues {
 		for i, a := range q.writes {
 			if err := putAccepted(put, a); err != nil {
 				return err

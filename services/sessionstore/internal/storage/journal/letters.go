@@ -127,15 +127,17 @@ func (s *Store) RetryDeadLetter(ctx context.Context, id string, drop bool) error
 	if err != nil {
 		return err
 	}
+	// First out of memory: a snapshot that still had it would forget that it is
+	// done with.
+	s.letters.remove(id)
 	at, err := s.disk.append(record)
 	if err == nil {
 		err = at.wait(ctx)
 	}
 	if err != nil {
-		return err
+		s.letters.add(id, l.write, l.reason)
 	}
-	s.letters.remove(id)
-	return nil
+	return err
 }
 
 // errGone is the reason why a dead letter cannot be replayed when its session is

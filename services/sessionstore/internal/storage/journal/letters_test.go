@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"errors"
 	"path/filepath"
 	"testing"
 
@@ -42,6 +43,12 @@ func TestDeadLetters(t *testing.T) {
 
 	wantErr(t, r.RetryDeadLetter(ctx, rest[0].ID, false), storage.ErrEnded) // it stays
 	wantErr(t, r.RetryDeadLetter(ctx, "nobody", false), storage.ErrNotFound)
+	if err := r.inner.Delete(ctx, ended); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.RetryDeadLetter(ctx, rest[0].ID, false); err == nil || errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("of a session that is gone: %v, as if there were no such letter", err)
+	}
 	if err := r.RetryDeadLetter(ctx, page[0].ID, false); err != nil {
 		t.Fatal(err)
 	}

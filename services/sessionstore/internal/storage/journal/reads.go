@@ -114,7 +114,7 @@ func (s *Store) pending(ctx context.Context, q storage.EventQuery, queue *queue)
 			page.Truncated = true
 			return page, nil //nolint:nilerr // the page says so
 		}
-		all := append(upTo(rest.Events, start), page.Events...)
+		all := append(s.others(ctx, q.SessionID, first.start, upTo(rest.Events, start)), page.Events...)
 		page.Events = all[max(0, len(all)-q.Tail):]
 		return page, nil
 	}
@@ -127,17 +127,48 @@ func (s *Store) pending(ctx context.Context, q storage.EventQuery, queue *queue)
 	}
 	now := q
 	now.Wait = 0
-	page, err := s.Store.ListEvents(ctx, now)
-	if err == nil {
-		if page.Events = upTo(page.Events, start); len(page.Events) > 0 {
+	for {
+		page, err := s.Store.ListEvents(ctx, now)
+		if err != nil {
+			page, err = s.shadow.ListEvents(ctx, q)
+			page.Truncated = true
+			return page, err
+		}
+		before := upTo(page.Events, start)
+		more := page.More && len(before) == len(page.Events)
+		if page.Events = s.others(ctx, q.SessionID, first.start, before); len(page.Events) > 0 {
 			page.Next, page.More, page.Over = page.Events[len(page.Events)-1].GetCursor(), true, false
 			return page, nil
 		}
-		return s.shadow.ListEvents(ctx, q)
+		if !more {
+			return s.shadow.ListEvents(ctx, q)
+		}
+		now.After = page.Next
 	}
-	page, err = s.shadow.ListEvents(ctx, q)
-	page.Truncated = true
-	return page, err
+}
+
+// others returns those of a session's events that do not wait here as well.
+// What was applied although its answer was lost is told from here alone, under
+// the cursor that its caller was told.
+func (s *Store) others(ctx context.Context, id, start string, events []*sessionv1.Event) []*sessionv1.Event {
+	if len(events) == 0 {
+		return events
+	}
+	here, err := s.shadow.ListEvents(context.WithoutCancel(ctx), storage.EventQuery{SessionID: id, After: start, Limit: 1 << 30})
+	if err != nil {
+		return events
+	}
+	waits := make(map[string]struct{}, len(here.Events))
+	for _, e := range here.Events {
+		waits[e.GetId()] = struct{}{}
+	}
+	out := make([]*sessionv1.Event, 0, len(events))
+	for _, e := range events {
+		if _, ok := waits[e.GetId()]; !ok {
+			out = append(out, e)
+		}
+	}
+	return out
 }
 
 // upTo returns those of a page's events that come before what was accepted

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -99,7 +100,7 @@ func doneRecord(seq int64) ([]byte, error) {
 }
 
 func deadRecord(seq int64, reason string) ([]byte, error) {
-	return encode(&journalv1.Record{Kind: &journalv1.Record_Dead{Dead: &journalv1.Dead{Seq: seq, Reason: reason}}})
+	return encode(&journalv1.Record{Kind: &journalv1.Record_Dead{Dead: &journalv1.Dead{Seq: seq, Reason: strings.ToValidUTF8(reason, "?")}}})
 }
 
 func encode(r *journalv1.Record) ([]byte, error) {

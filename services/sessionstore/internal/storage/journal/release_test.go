@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"context"
 	"path/filepath"
 	"testing"
 	"time"
@@ -114,5 +115,71 @@ func TestHoldGivesWay(t *testing.T) {
 	r.drained()
 	if n := r.Stats().DeadLetters; n != 1 {
 		t.Errorf("%d dead letters, want the event that came too late", n)
+	}
+}
+
+// TestHoldIsThatOfWhatWaits: sweeps are held from the earliest activity that
+// waits, and from no time so far back that the hold would count for nothing.
+func TestHoldIsThatOfWhatWaits(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	defer r.close()
+	id := r.create("ann")
+	r.clock.Advance(time.Minute)
+	var from time.Time
+	inner := r.below.Store
+	r.below.Store = &hooked{
+		Store: inner, hold: func(at time.Time) error { from = at; return nil },
+		replay: func(context.Context, storage.Write) error { return storagetest.ErrDown },
+	}
+	sweep := func(what string, want time.Time) {
+		t.Helper()
+		must[storage.SweepResult](t)(r.Sweep(ctx))
+		if !from.Equal(want) {
+			t.Errorf("%s: held from %v, want %v", what, from, want)
+		}
+	}
+	sweep("nothing waits", r.clock.Now())
+	r.below.Set(storagetest.Refuses)
+	at := r.clock.Now()
+	r.clock.Advance(10 * time.Second)
+	must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("e")}))
+	r.below.Set(storagetest.Works)
+	r.clock.Advance(10 * time.Second)
+	sweep("an event waits", at.Add(10*time.Second))
+	r.below.Set(storagetest.Refuses)
+	must[[]storage.ExtendResult](t)(r.Extend(ctx, []storage.Activity{{SessionID: id, Time: at.Add(5 * time.Second)}}))
+	r.below.Set(storagetest.Works)
+	sweep("earlier activity waits", at.Add(5*time.Second))
+	r.clock.Advance(2 * settleMax)
+	sweep("it has waited for long", r.clock.Now().Add(clockMargin-settleMax))
+}
+
+// TestNoSweepWithoutAHold: a process that has told nobody what waits in its
+// journal lets nothing go, and one that leaves with nothing holds nobody up.
+func TestNoSweepWithoutAHold(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	var holds []time.Time
+	swept := 0
+	inner := r.below.Store
+	down := true
+	r.below.Store = &hooked{Store: inner, hold: func(at time.Time) error {
+		if down {
+			return storagetest.ErrDown
+		}
+		holds = append(holds, at)
+		return nil
+	}, sweep: func() { swept++ }}
+	_, err := r.Sweep(ctx)
+	wantErr(t, err, storage.ErrUnavailable)
+	if swept != 0 {
+		t.Error("swept without a hold")
+	}
+	down = false
+	must[storage.SweepResult](t)(r.Sweep(ctx))
+	r.close()
+	if len(holds) != 2 || holds[0].IsZero() || !holds[1].IsZero() || swept != 1 {
+		t.Errorf("holds %v, %d sweeps", holds, swept)
 	}
 }

@@ -199,6 +199,14 @@ func (s *Store) recover() error {
 // was known of it and takes all of them, those that were replayed already
 // included.
 func (s *Store) take(c *contents) {
+	// A number that something is said of is not given out again, also where the
+	// write itself is no longer kept.
+	for seq := range c.done {
+		s.waiting.seq = max(s.waiting.seq, seq)
+	}
+	for seq := range c.dead {
+		s.waiting.seq = max(s.waiting.seq, seq)
+	}
 	left := map[string]bool{}
 	for seq, a := range c.accepted {
 		_, dead := c.dead[seq]

@@ -118,8 +118,7 @@ func (w *waiting) stats() Stats {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out := Stats{Waiting: w.count, Bytes: w.bytes, Drained: w.drained, Accepted: w.accepted}
-	for e := w.order.Front(); e != nil; e = e.Next() {
-		q, _ := e.Value.(*queue)
+	for _, q := range w.queues { // those that are being drained too
 		if at := q.writes[min(q.next, len(q.writes)-1)].write.At; out.Oldest.IsZero() || at.Before(out.Oldest) {
 			out.Oldest = at
 		}

@@ -117,7 +117,7 @@ func (s *Store) accept(id string, o with, apply func(at time.Time) (*storage.Wri
 	}
 	if err == nil {
 		// Nothing changed; but what the answer rests on may wait for the disk.
-		return s.disk.last(), nil
+		return s.disk.last()
 	}
 	if o.cause != nil && errors.Is(err, storage.ErrNotFound) && base == nil {
 		return place{}, o.cause // it may well be there
@@ -241,12 +241,18 @@ func (s *Store) underKey(ctx context.Context, in *sessionv1.Session, key string)
 	if errors.Is(err, storage.ErrNotFound) {
 		return nil, nil //nolint:nilnil // deleted: the key is free again
 	}
-	if err == nil {
-		if err = s.disk.last().wait(ctx); err == nil {
-			s.opts.Marked(ctx)
-		}
+	if err != nil {
+		return nil, err
 	}
-	return sess, err
+	at, err := s.disk.last()
+	if err == nil {
+		err = at.wait(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.opts.Marked(ctx)
+	return sess, nil
 }
 
 func requestKey(in *sessionv1.Session, key string) string {
@@ -416,6 +422,8 @@ func (s *Store) extend(ctx context.Context, a storage.Activity, out *storage.Ext
 }
 
 func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.ExtendResult) (place, error) {
+	// What was applied must be written down, also when the caller leaves between.
+	ctx = context.WithoutCancel(ctx)
 	return s.accept(a.SessionID, with{cause: out.Err}, func(at time.Time) (*storage.Write, error) {
 		before, err := s.shadow.Get(ctx, a.SessionID)
 		if err != nil {

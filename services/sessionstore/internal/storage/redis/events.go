@@ -96,7 +96,7 @@ func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.E
 	if wait {
 		// Subscribed before the first look, so that nothing slips in between.
 		var leave func()
-		news, leave = s.tail.subscribe(q.SessionID)
+		news, leave = s.tail.subscribe(sh.n, q.SessionID)
 		defer leave()
 		t := time.NewTimer(q.Wait)
 		defer t.Stop()
@@ -116,21 +116,15 @@ func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.E
 			return page, err
 		}
 		found = true
-		// A wake-up that is missed must not be a hang.
-		again := time.NewTimer(missedWakeUp)
 		select {
 		case <-news:
-		case <-again.C:
 		case <-deadline:
 			wait = false
 		case <-s.closed:
 		case <-ctx.Done():
 		}
-		again.Stop()
 	}
 }
-
-const missedWakeUp = 2 * time.Second
 
 // page reads what is there now, in one round trip.
 func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after storage.Cursor) (storage.EventPage, error) {

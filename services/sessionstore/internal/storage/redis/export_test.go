@@ -1,5 +1,7 @@
 package redis
 
+import goredis "github.com/redis/go-redis/v9"
+
 // ClockKey holds the time of the scripts of a store opened with SetClockByKey,
 // in Unix ms. It is on no slot of a session: a single server only.
 const ClockKey = "test-clock"
@@ -30,3 +32,13 @@ end}
 
 // SetClockByKey makes the scripts of a store tell the time by ClockKey.
 func (o *Options) SetClockByKey() { o.scriptHead = clockHead }
+
+// Bounds of what the batches of a lane may have under way: commands of a round
+// trip, and round trips.
+const (
+	BatchMost = batchMost
+	SlotsMost = slotsMost
+)
+
+// WatchWrites has a hook see every round trip of the write lane.
+func (s *Store) WatchWrites(h goredis.Hook) { s.conn.write.client.AddHook(h) }

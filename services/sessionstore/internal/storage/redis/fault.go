@@ -27,18 +27,22 @@ var faultCodes = []string{
 	"MISCONF",     // it cannot persist, and refuses writes
 	"NOREPLICAS",  // too few replicas are in touch
 	"BUSY",        // a script does not come to its end
+	// It takes no more connections; the one such reply without a code.
+	"ERR max number of clients reached",
 }
 
 // isFault is the one place that tells a fault of the infrastructure from an
 // answer. Only faults move a circuit breaker, and only they are worth a retry.
 func isFault(err error) bool {
+	if err == nil {
+		return false // before what follows takes memory
+	}
 	var open *resilience.OpenError
 	var server goredis.Error
 	var network net.Error
 	var left departureError
 	switch {
-	case err == nil,
-		errors.As(err, &left),
+	case errors.As(err, &left),
 		errors.Is(err, goredis.Nil),
 		errors.Is(err, context.Canceled),  // the caller has left
 		errors.Is(err, goredis.ErrClosed), // we have closed
@@ -77,10 +81,13 @@ func hasFaultCode(reply string) bool {
 // and that a write may or may not have been applied; any other refusal by the
 // server is a defect of ours or of its configuration.
 func failure(err error) error {
+	if err == nil {
+		return nil // before what follows takes memory
+	}
 	var open *resilience.OpenError
 	var left departureError
 	switch {
-	case err == nil, errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled), errors.As(err, &left):
+	case errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled), errors.As(err, &left):
 		return err
 	case errors.Is(err, goredis.ErrClosed):
 		return storage.ErrClosed

@@ -56,6 +56,7 @@ func TestFaults(t *testing.T) {
 		{"READONLY in a script of Redis 6", replyError("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: -READONLY You can't write against a read only replica."), true, storage.ErrUnavailable},
 		{"MISCONF", replyError("MISCONF Redis is configured to save RDB snapshots"), true, storage.ErrUnavailable},
 		{"NOREPLICAS", replyError("NOREPLICAS Not enough good replicas to write."), true, storage.ErrUnavailable},
+		{"too many connections", replyError("ERR max number of clients reached"), true, storage.ErrUnavailable},
 		{"BUSY", replyError("BUSY Redis is busy running a script."), true, storage.ErrUnavailable},
 
 		{"nothing", nil, false, nil},
@@ -90,6 +91,20 @@ func TestFaults(t *testing.T) {
 		}
 		if c.err != nil && !errors.Is(c.maps, storage.ErrClosed) && !errors.Is(got, c.err) {
 			t.Errorf("%s: the cause is lost in %v", c.name, got)
+		}
+	}
+}
+
+// TestNoVerdict: what is said whatever is asked condemns no write that is
+// replayed; what is said of its data does.
+func TestNoVerdict(t *testing.T) {
+	for reply, want := range map[string]bool{
+		"MOVED 1 127.0.0.1:1": true, "ASK 1 127.0.0.1:1": true, "NOSCRIPT No matching script.": true,
+		"DENIED Redis is running in protected mode": true, "NOAUTH Authentication required.": true,
+		"WRONGTYPE Operation against a key holding the wrong kind of value": false, "ERR user_script:3: attempt to index a nil value": false,
+	} {
+		if got := noVerdict(reply); got != want {
+			t.Errorf("%s: %v", reply, got)
 		}
 	}
 }

@@ -84,9 +84,10 @@ func (g *guard) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.Pr
 			return next(ctx, cmds)
 		}
 		var err error
+		heard, listeners := overhear(cmds)
 		rejected := g.run(ctx, func(ctx context.Context) bool {
-			err = next(ctx, cmds)
-			return isFault(err) || anyFault(cmds)
+			err = next(ctx, listeners)
+			return isFault(err) || anyFault(heard)
 		})
 		if rejected != nil {
 			for _, cmd := range cmds {
@@ -98,9 +99,33 @@ func (g *guard) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.Pr
 	}
 }
 
-func anyFault(cmds []goredis.Cmder) bool {
-	for _, cmd := range cmds {
-		if err := cmd.Err(); err != nil && !errors.Is(err, goredis.Nil) && isFault(err) {
+// overheard is a command whose error the guard hears as it is set. Asking for it
+// would take as long as the whole command does: in a batch that go-redis made by
+// itself, Err finds out by the text of a stack trace whether it may answer.
+type overheard struct {
+	goredis.Cmder
+	err error
+}
+
+// SetErr hears the error, and passes it on.
+func (o *overheard) SetErr(err error) {
+	o.err = err
+	o.Cmder.SetErr(err)
+}
+
+// overhear returns what stands for the commands of a batch, twice.
+func overhear(cmds []goredis.Cmder) ([]overheard, []goredis.Cmder) {
+	heard, listeners := make([]overheard, len(cmds)), make([]goredis.Cmder, len(cmds))
+	for i, cmd := range cmds {
+		heard[i].Cmder = cmd
+		listeners[i] = &heard[i]
+	}
+	return heard, listeners
+}
+
+func anyFault(cmds []overheard) bool {
+	for i := range cmds {
+		if err := cmds[i].err; err != nil && !errors.Is(err, goredis.Nil) && isFault(err) {
 			return true
 		}
 	}

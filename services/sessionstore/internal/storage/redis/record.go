@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 
 	goredis "github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
@@ -58,60 +58,91 @@ func encodeLabels(labels map[string]string) ([]byte, error) {
 	return proto.Marshal(&sessionv1.Session{Labels: labels})
 }
 
+// sessionArgs are sessionFields as arguments of a command, made once: a string
+// takes memory each time it becomes one.
+var sessionArgs = func() []any {
+	out := make([]any, len(sessionFields))
+	for i, f := range sessionFields {
+		out[i] = f
+	}
+	return out
+}()
+
 // read builds the command that fetches a session, and more fields of it.
 func read(ctx context.Context, sh *shard, id string, more ...string) *goredis.SliceCmd {
-	args := make([]any, 0, 2+len(sessionFields)+len(more))
-	args = append(args, "hmget", sh.session(id))
-	for _, f := range sessionFields {
-		args = append(args, f)
-	}
+	args := readArgs(sh, id, len(more))
 	for _, f := range more {
 		args = append(args, f)
 	}
 	return goredis.NewSliceCmd(ctx, args...)
 }
 
-// session builds the message from the fetched fields, as of now.
+// fetch builds the command that fetches a session; row reads its answer.
+func fetch(ctx context.Context, sh *shard, id string) *goredis.RawCmd {
+	return goredis.NewRawCmd(ctx, readArgs(sh, id, 0)...)
+}
+
+func readArgs(sh *shard, id string, more int) []any {
+	args := make([]any, 0, 2+len(sessionArgs)+more)
+	return append(append(args, "hmget", sh.session(id)), sessionArgs...)
+}
+
+// session builds the message from the fields as a command or script returned
+// them, as of now.
 func (s *Store) session(vals []any, now int64) (*sessionv1.Session, error) {
-	if len(vals) != len(sessionFields) || vals[0] == nil {
+	var r row
+	if len(vals) != len(r) {
 		return nil, storage.ErrNotFound
 	}
-	text := func(i int) string {
-		v, _ := vals[i].(string)
-		return v
+	for i, v := range vals {
+		if text, ok := v.(string); ok {
+			r[i] = []byte(text)
+		}
 	}
-	num := func(i int) int64 {
-		n, _ := strconv.ParseInt(text(i), 10, 64)
-		return n
-	}
-	out := &sessionv1.Session{}
-	if err := proto.Unmarshal([]byte(text(0)), out); err != nil {
-		return nil, fmt.Errorf("stored session: %w", err)
-	}
-	policy, err := s.policies.decode(text(1))
+	return s.message(&r, now)
+}
+
+// parsed builds it from the answer to fetch.
+func (s *Store) parsed(raw []byte, now int64) (*sessionv1.Session, error) {
+	r, err := parseRow(raw)
 	if err != nil {
 		return nil, err
 	}
-	if raw := text(2); raw != "" {
-		labels := &sessionv1.Session{}
-		if err := proto.Unmarshal([]byte(raw), labels); err != nil {
-			return nil, fmt.Errorf("stored labels: %w", err)
-		}
-		out.Labels = labels.GetLabels()
+	return s.message(&r, now)
+}
+
+func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
+	if r[0] == nil {
+		return nil, storage.ErrNotFound
 	}
-	if raw, ok := vals[3].(string); ok {
+	m := &struct {
+		session                                sessionv1.Session
+		cap, expire, lastActivity, update, end timestamppb.Timestamp
+	}{} // one piece of memory
+	out := &m.session
+	if err := proto.Unmarshal(r[0], out); err != nil {
+		return nil, fmt.Errorf("stored session: %w", err)
+	}
+	policy, err := s.policies.decode(r[1])
+	if err != nil {
+		return nil, err
+	}
+	if out.Labels, err = decodeLabels(r[2]); err != nil {
+		return nil, err
+	}
+	if r[3] != nil {
 		out.Data = &structpb.Value{}
-		if err := proto.Unmarshal([]byte(raw), out.GetData()); err != nil {
+		if err := proto.Unmarshal(r[3], out.GetData()); err != nil {
 			return nil, fmt.Errorf("stored data: %w", err)
 		}
 	}
 	t := lifetime.NewTerms(lifetime.Millis(out.GetCreateTime()), policy)
-	st := lifetime.State{Expire: num(5), Count: int32(num(6)), LastActivity: num(7)}
-	out.TtlPolicy, out.CapTime = policy, lifetime.Time(t.Cap)
-	out.ExpireTime, out.ExtensionCount, out.LastActivityTime = lifetime.Time(st.Expire), st.Count, lifetime.Time(st.LastActivity)
-	out.Revision, out.UpdateTime = num(8), lifetime.Time(num(9))
-	if over := overPhase(text(4)); over != sessionv1.Session_PHASE_UNSPECIFIED {
-		out.Phase, out.EndTime, out.EndReason = over, lifetime.Time(num(10)), text(11)
+	st := lifetime.State{Expire: number(r[5]), Count: int32(number(r[6])), LastActivity: number(r[7])}
+	out.TtlPolicy, out.CapTime = policy, lifetime.SetTime(&m.cap, t.Cap)
+	out.ExpireTime, out.ExtensionCount, out.LastActivityTime = lifetime.SetTime(&m.expire, st.Expire), st.Count, lifetime.SetTime(&m.lastActivity, st.LastActivity)
+	out.Revision, out.UpdateTime = number(r[8]), lifetime.SetTime(&m.update, number(r[9]))
+	if over := overPhase(string(r[4])); over != sessionv1.Session_PHASE_UNSPECIFIED {
+		out.Phase, out.EndTime, out.EndReason = over, lifetime.SetTime(&m.end, number(r[10])), string(r[11])
 	} else {
 		out.Phase = lifetime.Phase(t, st, now)
 	}
@@ -139,15 +170,15 @@ type policyCache struct {
 
 const maxPolicies = 1024
 
-func (c *policyCache) decode(raw string) (*sessionv1.TTLPolicy, error) {
+func (c *policyCache) decode(raw []byte) (*sessionv1.TTLPolicy, error) {
 	c.mu.RLock()
-	p := c.byText[raw]
+	p := c.byText[string(raw)]
 	c.mu.RUnlock()
 	if p != nil {
 		return p, nil
 	}
 	p = &sessionv1.TTLPolicy{}
-	if err := proto.Unmarshal([]byte(raw), p); err != nil {
+	if err := proto.Unmarshal(raw, p); err != nil {
 		return nil, fmt.Errorf("stored policy: %w", err)
 	}
 	c.mu.Lock()
@@ -155,6 +186,6 @@ func (c *policyCache) decode(raw string) (*sessionv1.TTLPolicy, error) {
 	if c.byText == nil || len(c.byText) >= maxPolicies {
 		c.byText = map[string]*sessionv1.TTLPolicy{}
 	}
-	c.byText[raw] = p
+	c.byText[string(raw)] = p
 	return p, nil
 }

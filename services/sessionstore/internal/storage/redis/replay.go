@@ -52,17 +52,22 @@ func told(cursor string) string {
 func (s *Store) Replay(ctx context.Context, w storage.Write) error {
 	err := s.replay(ctx, w)
 	var server goredis.Error
-	if errors.As(err, &server) && deniedCode(server.Error()) {
-		// It is the deployment that is wrong, not the write.
+	if errors.As(err, &server) && noVerdict(server.Error()) {
+		// It is the deployment that is wrong, or on the move, and not the write.
 		return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
 	}
 	return storage.Undecided(err)
 }
 
-// deniedCode says whether a server refused us, whatever we asked for.
-func deniedCode(reply string) bool {
-	code, _, _ := strings.Cut(reply, " ")
-	return code == "NOAUTH" || code == "WRONGPASS" || code == "NOPERM"
+// noVerdict says whether a server refused us whatever we asked for, or sent us
+// elsewhere once more than we follow.
+func noVerdict(reply string) bool {
+	switch code, _, _ := strings.Cut(reply, " "); code {
+	case "NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "MOVED", "ASK", "NOSCRIPT":
+		return true
+	default:
+		return false
+	}
 }
 
 func (s *Store) replay(ctx context.Context, w storage.Write) error {

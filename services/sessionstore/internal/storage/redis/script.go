@@ -16,6 +16,8 @@ import (
 	otelcodes "go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 )
 
 //go:embed scripts/*.lua
@@ -23,13 +25,24 @@ var scriptFiles embed.FS
 
 // script is a Lua script and the name that Redis has for it.
 type script struct {
-	name, body, sha string
+	name, body string
+	sha        any // a string, as an argument
 }
 
-// scripts holds every script by the name of its file, each with lib.lua before
-// it.
+// libMark is where a script wants lib.lua, other than at its beginning: to define
+// it takes about as long as a short script.
+const libMark = "--@lib\n"
+
+// scripts holds every script by the name of its file, each with lib.lua in it.
 type scripts struct {
 	create, update, end, remove, revoke, append, extend, sweep, ack, join, lease, policy, meta, census, hold *script
+}
+
+// constants spells what never changes in a store's life as the beginning of its
+// scripts: an argument costs both sides something at every call.
+func (o Options) constants() string {
+	return fmt.Sprintf("local MAX_EVENTS, KEEP, MAX_CAUSES, MAX_DECISIONS, MAX_KINDS = %d, %d, %d, %d, %d\n",
+		o.MaxEvents, o.keep(), lifetime.MaxCauses, lifetime.MaxDecisions, lifetime.MaxKinds)
 }
 
 // loadScripts reads them; before goes in front of each.
@@ -49,7 +62,11 @@ func loadScripts(before string) (*scripts, error) {
 		if err != nil {
 			return nil, err
 		}
-		text := before + fields + string(lib) + "\n" + string(body)
+		text := string(body)
+		if !strings.Contains(text, libMark) {
+			text = libMark + text
+		}
+		text = before + strings.Replace(text, libMark, fields+string(lib)+"\n", 1)
 		sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts
 		*dst = &script{name: name, body: text, sha: hex.EncodeToString(sum[:])}
 	}
@@ -79,13 +96,18 @@ func (r reply) text(i int) string {
 }
 
 // command builds the call of a script on a shard, by its name alone.
-func (sc *script) command(ctx context.Context, routing, prefix string, args []any) *goredis.Cmd {
-	return sc.call(ctx, "evalsha", sc.sha, routing, prefix, args)
+func (sc *script) command(ctx context.Context, sh *shard, args []any) *goredis.Cmd {
+	return call(ctx, "evalsha", sc.sha, sh, args)
 }
 
-func (sc *script) call(ctx context.Context, verb, what, routing, prefix string, args []any) *goredis.Cmd {
+// teach builds a call that brings the script along.
+func (sc *script) teach(ctx context.Context, sh *shard, args []any) *goredis.Cmd {
+	return call(ctx, "eval", sc.body, sh, args)
+}
+
+func call(ctx context.Context, verb string, what any, sh *shard, args []any) *goredis.Cmd {
 	all := make([]any, 0, 5+len(args))
-	all = append(all, verb, what, 1, routing, prefix)
+	all = append(all, verb, what, 1, sh.route, sh.prefix)
 	return goredis.NewCmd(ctx, append(all, args...)...)
 }
 
@@ -93,11 +115,11 @@ func (sc *script) call(ctx context.Context, verb, what, routing, prefix string, 
 // changed.
 func (s *Store) run(ctx context.Context, sc *script, sh *shard, args ...any) (reply, error) {
 	ctx, end := s.span(ctx, sc.name)
-	cmd := sc.command(ctx, sh.feed(), sh.p, args)
+	cmd := sc.command(ctx, sh, args)
 	err := s.conn.write.do(ctx, cmd)
 	if noScript(err) {
 		// A restarted or flushed server has forgotten it; this teaches it again.
-		cmd = sc.call(ctx, "eval", sc.body, sh.feed(), sh.p, args)
+		cmd = sc.teach(ctx, sh, args)
 		err = s.conn.write.do(ctx, cmd)
 	}
 	r, err := verdict(cmd, err)
@@ -111,7 +133,7 @@ func (s *Store) runAll(ctx context.Context, sc *script, on []*shard, args [][]an
 	ctx, end := s.span(ctx, sc.name)
 	cmds := make([]*goredis.Cmd, len(args))
 	for i := range args {
-		cmds[i] = sc.command(ctx, on[i].feed(), on[i].p, args[i])
+		cmds[i] = sc.command(ctx, on[i], args[i])
 	}
 	if err := s.conn.write.pipeline(ctx, asCmders(cmds)...); err != nil {
 		end(err)
@@ -120,7 +142,7 @@ func (s *Store) runAll(ctx context.Context, sc *script, on []*shard, args [][]an
 	var again []*goredis.Cmd
 	for i, cmd := range cmds {
 		if noScript(cmd.Err()) {
-			cmds[i] = sc.call(ctx, "eval", sc.body, on[i].feed(), on[i].p, args[i])
+			cmds[i] = sc.teach(ctx, on[i], args[i])
 			again = append(again, cmds[i])
 		}
 	}
@@ -160,9 +182,12 @@ func verdict(cmd *goredis.Cmd, err error) (reply, error) {
 	return list, nil
 }
 
-// span traces one operation on Redis. Statements and keys stay out of it: they
-// hold session ids.
+// span traces one operation on Redis, where it is a part of a trace that is kept.
+// Statements and keys stay out of it: they hold session ids.
 func (s *Store) span(ctx context.Context, operation string) (context.Context, func(error)) {
+	if parent := trace.SpanContextFromContext(ctx); s.untraced || parent.IsValid() && !parent.IsSampled() {
+		return ctx, endless
+	}
 	ctx, span := s.tracer.Start(ctx, "redis "+operation, trace.WithSpanKind(trace.SpanKindClient))
 	if span.IsRecording() {
 		span.SetAttributes(semconv.DBSystemNameRedis, semconv.DBOperationName(operation), attribute.Bool("stoker.cluster", s.conn.cluster))
@@ -174,3 +199,6 @@ func (s *Store) span(ctx context.Context, operation string) (context.Context, fu
 		span.End()
 	}
 }
+
+// endless ends no span.
+func endless(error) {}

@@ -91,13 +91,13 @@ func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) 
 		return nil, storage.ErrNotFound
 	}
 	ctx, end := s.span(ctx, "get")
-	cmd := read(ctx, sh, id)
+	cmd := fetch(ctx, sh, id)
 	err := failure(s.conn.read.do(ctx, cmd))
 	end(err)
 	if err != nil {
 		return nil, err
 	}
-	return s.session(cmd.Val(), s.now())
+	return s.parsed(cmd.Val(), s.now())
 }
 
 // GetMany answers per id, in one round trip for each node.
@@ -108,11 +108,11 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 	ctx, end := s.span(ctx, "get_many")
 	defer end(nil)
 	out := make([]storage.SessionResult, len(ids))
-	cmds := make([]*goredis.SliceCmd, len(ids))
+	cmds := make([]*goredis.RawCmd, len(ids))
 	asked := make([]goredis.Cmder, 0, len(ids))
 	for i, id := range ids {
 		if sh := s.shardOf(id); sh != nil {
-			cmds[i] = read(ctx, sh, id)
+			cmds[i] = fetch(ctx, sh, id)
 			asked = append(asked, cmds[i])
 		} else {
 			out[i].Err = storage.ErrNotFound
@@ -127,7 +127,7 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 			continue
 		}
 		if out[i].Err = failure(cmd.Err()); out[i].Err == nil {
-			out[i].Session, out[i].Err = s.session(cmd.Val(), now)
+			out[i].Session, out[i].Err = s.parsed(cmd.Val(), now)
 		}
 	}
 	return out, nil

@@ -52,6 +52,9 @@ type Options struct {
 	// Clock tells the time for phases; required. Deadlines are enforced by the
 	// clock of Redis; the two must agree as well as NTP makes them.
 	Clock func() time.Time
+	// Changed is told the id of a session whenever the feed has something of it,
+	// whoever wrote that; nobody where nil. It must not block.
+	Changed func(id string)
 	// Tracer traces operations; nowhere where nil.
 	Tracer trace.TracerProvider
 	// Log tells of a feed that cannot be read; nothing where nil.
@@ -106,6 +109,7 @@ type Store struct {
 	scripts  *scripts
 	shards   []*shard
 	tracer   trace.Tracer
+	untraced bool // the tracer makes nothing of anything
 	policies policyCache
 	tail     *tail
 	holds    holds
@@ -129,6 +133,9 @@ var _ storage.Store = (*Store)(nil)
 type shard struct {
 	n int
 	p string
+	// route and prefix are the feed's key and p as arguments of scripts: a string
+	// takes memory each time it becomes one.
+	route, prefix any
 }
 
 // New connects, and checks that what is in Redis was made with the same number
@@ -139,7 +146,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	sc, err := loadScripts(opts.scriptHead)
+	sc, err := loadScripts(opts.scriptHead + opts.constants())
 	if err != nil {
 		return nil, err
 	}
@@ -151,9 +158,12 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}),
 		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
 	}
+	_, s.untraced = opts.Tracer.(tracenoop.TracerProvider)
 	s.holds.written = map[string]written{}
 	for n := range opts.Shards {
-		s.shards = append(s.shards, &shard{n: n, p: prefix(n)})
+		sh := &shard{n: n, p: prefix(n)}
+		sh.route, sh.prefix = sh.feed(), sh.p
+		s.shards = append(s.shards, sh)
 	}
 	err = s.check(ctx)
 	if opts.MayBeAway && errors.Is(err, storage.ErrUnavailable) {
@@ -182,6 +192,7 @@ func (s *Store) checkEpoch(ctx context.Context) error {
 	now := r.text(2)
 	if before := s.epoch.Swap(&now); before != nil && *before != now {
 		s.lost.Add(s.opts.Clock())
+		s.tail.lost.Store(true)
 		s.opts.Log.ErrorContext(ctx, "Redis has lost its data, or holds other data than before: sessions and events that were acknowledged are gone")
 	}
 	return nil
@@ -243,4 +254,6 @@ func (s *Store) shardOf(id string) *shard {
 }
 
 // keep is how long past its deadline a live session's keys stay at least.
-func (s *Store) keep() int64 { return (s.opts.SettleMax + time.Hour).Milliseconds() }
+func (s *Store) keep() int64 { return s.opts.keep() }
+
+func (o Options) keep() int64 { return (o.SettleMax + time.Hour).Milliseconds() }

@@ -5,20 +5,31 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
 // tail follows the feed of every shard with one reader for the whole store and
 // wakes those who wait: long polls and watches by session, feed readers by
-// shard. What it reads is only a hint; who is woken reads for himself.
+// shard. What it reads is only a hint; who is woken reads for himself. So it need
+// not be complete, as long as everybody on a shard is woken where it may have
+// missed something: then nobody has to look by himself now and then.
 type tail struct {
-	s    *Store
-	last []string // by shard: the last entry seen
+	s     *Store
+	feeds map[string]int // the shard of a feed's key
+	last  []string       // by shard: the last entry seen, '' for none looked for
+	// doubt is where something may have been missed: before the first look, and
+	// since a look failed.
+	doubt []bool
+	// lost asks for doubt everywhere.
+	lost atomic.Bool
 
 	mu      sync.Mutex
-	waiters map[string]map[chan struct{}]struct{}
+	waiters []map[string]map[chan struct{}]struct{} // by shard and session
 	readers map[*reader]struct{}
 }
 
@@ -31,28 +42,35 @@ const (
 )
 
 func newTail(s *Store) *tail {
-	return &tail{
-		s: s, last: make([]string, len(s.shards)),
-		waiters: map[string]map[chan struct{}]struct{}{}, readers: map[*reader]struct{}{},
+	t := &tail{
+		s: s, feeds: map[string]int{}, last: make([]string, len(s.shards)), doubt: make([]bool, len(s.shards)),
+		waiters: make([]map[string]map[chan struct{}]struct{}, len(s.shards)), readers: map[*reader]struct{}{},
 	}
+	for n, sh := range s.shards {
+		t.feeds[sh.feed()] = n
+		t.doubt[n] = true
+		t.waiters[n] = map[string]map[chan struct{}]struct{}{}
+	}
+	return t
 }
 
-// subscribe returns a channel that is signalled when a session has something
-// new, until leave is called.
-func (t *tail) subscribe(id string) (news <-chan struct{}, leave func()) {
+// subscribe returns a channel that is signalled when a session of a shard may
+// have something new, until leave is called.
+func (t *tail) subscribe(n int, id string) (news <-chan struct{}, leave func()) {
 	ch := make(chan struct{}, 1)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.waiters[id] == nil {
-		t.waiters[id] = map[chan struct{}]struct{}{}
+	waiters := t.waiters[n]
+	if waiters[id] == nil {
+		waiters[id] = map[chan struct{}]struct{}{}
 	}
-	t.waiters[id][ch] = struct{}{}
+	waiters[id][ch] = struct{}{}
 	return ch, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		delete(t.waiters[id], ch)
-		if len(t.waiters[id]) == 0 {
-			delete(t.waiters, id)
+		delete(waiters[id], ch)
+		if len(waiters[id]) == 0 {
+			delete(waiters, id)
 		}
 	}
 }
@@ -113,14 +131,15 @@ func (t *tail) pause(ctx context.Context, d time.Duration) {
 	}
 }
 
+// follow looks once. What fails is in doubt from then on.
 func (t *tail) follow(ctx context.Context) error {
-	if t.last[0] == "" {
-		if err := t.s.usable(ctx); err != nil {
-			return err
-		}
-		if err := t.seek(ctx); err != nil {
-			return err
-		}
+	if t.lost.Swap(false) {
+		t.doubtAll()
+	}
+	// Of a cluster, the shards of other nodes go on.
+	unsettled := t.settle(ctx)
+	if unsettled != nil && !t.s.conn.cluster {
+		return unsettled
 	}
 	var streams []goredis.XStream
 	var err error
@@ -129,36 +148,73 @@ func (t *tail) follow(ctx context.Context) error {
 		if err == nil && len(streams) == 0 {
 			t.pause(ctx, tailPause)
 		}
-	} else {
-		streams, err = t.block(ctx)
+	} else if streams, err = t.block(ctx); err != nil {
+		t.doubtAll()
 	}
-	for _, st := range streams {
-		t.wake(st)
-	}
-	return err
+	t.wake(ctx, streams)
+	return errors.Join(unsettled, err)
 }
 
-// seek begins at the end of every feed.
-func (t *tail) seek(ctx context.Context) error {
-	cmds := make([]*goredis.XMessageSliceCmd, len(t.s.shards))
-	for i, sh := range t.s.shards {
-		cmds[i] = goredis.NewXMessageSliceCmd(ctx, "xrevrange", sh.feed(), "+", "-", "count", 1)
+// doubtShard says that something may be missed on a shard from now on. Who waits
+// there is woken, and finds out whether Redis is away.
+func (t *tail) doubtShard(n int) {
+	if !t.doubt[n] {
+		t.doubt[n] = true
+		t.wakeShard(n)
+	}
+}
+
+func (t *tail) doubtAll() {
+	for n := range t.doubt {
+		t.doubtShard(n)
+	}
+}
+
+// settle ends the doubt about shards: it finds the end of their feeds, and wakes
+// everybody there. A feed may end before what was seen of it, where the server
+// has lost that.
+func (t *tail) settle(ctx context.Context) error {
+	var at []int
+	var cmds []*goredis.XMessageSliceCmd
+	for n, doubt := range t.doubt {
+		if doubt {
+			at = append(at, n)
+			cmds = append(cmds, goredis.NewXMessageSliceCmd(ctx, "xrevrange", t.s.shards[n].feed(), "+", "-", "count", 1))
+		}
+	}
+	if len(at) == 0 {
+		return nil
+	}
+	if err := t.s.usable(ctx); err != nil {
+		return err
 	}
 	if err := t.s.conn.stream.pipeline(ctx, asCmders(cmds)...); err != nil {
 		return err
 	}
-	for _, cmd := range cmds {
-		if err := cmd.Err(); err != nil {
-			return err
+	var errs []error
+	for i, n := range at {
+		if err := cmds[i].Err(); err != nil {
+			errs = append(errs, err)
+			continue
 		}
-	}
-	for i := len(cmds) - 1; i >= 0; i-- {
-		t.last[i] = "0-0"
+		end := "0-0"
 		if m := cmds[i].Val(); len(m) > 0 {
-			t.last[i] = m[0].ID
+			end = m[0].ID
 		}
+		if t.last[n] == "" || before(end, t.last[n]) {
+			t.last[n] = end
+		}
+		t.doubt[n] = false
+		t.wakeShard(n)
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// before is the order of stream ids.
+func before(a, b string) bool {
+	x, err1 := storage.ParseCursor("feed", a)
+	y, err2 := storage.ParseCursor("feed", b)
+	return err1 == nil && err2 == nil && x.Compare(y) < 0
 }
 
 // block waits on all feeds of a single server with one command.
@@ -182,49 +238,98 @@ func (t *tail) block(ctx context.Context) ([]goredis.XStream, error) {
 
 // look asks each shard of a cluster once.
 func (t *tail) look(ctx context.Context) ([]goredis.XStream, error) {
-	cmds := make([]*goredis.XStreamSliceCmd, len(t.s.shards))
-	for i, sh := range t.s.shards {
-		cmds[i] = goredis.NewXStreamSliceCmd(ctx, "xread", "count", tailCount, "streams", sh.feed(), t.last[i])
+	var at []int
+	var cmds []*goredis.XStreamSliceCmd
+	for n, sh := range t.s.shards {
+		if !t.doubt[n] {
+			at = append(at, n)
+			cmds = append(cmds, goredis.NewXStreamSliceCmd(ctx, "xread", "count", tailCount, "streams", sh.feed(), t.last[n]))
+		}
 	}
 	if err := t.s.conn.stream.pipeline(ctx, asCmders(cmds)...); err != nil {
+		t.doubtAll()
 		return nil, err
 	}
 	var all []goredis.XStream
 	var errs []error
-	for _, cmd := range cmds {
+	for i, cmd := range cmds {
 		streams, err := cmd.Result()
 		if err != nil && !errors.Is(err, goredis.Nil) {
 			errs = append(errs, err)
+			t.doubtShard(at[i])
 		}
 		all = append(all, streams...)
 	}
 	return all, errors.Join(errs...)
 }
 
-func (t *tail) wake(st goredis.XStream) {
-	n := -1
-	for i, sh := range t.s.shards {
-		if sh.feed() == st.Stream {
-			n = i
-			break
+// wake wakes whom entries are about, and everybody on a shard where entries may
+// have been trimmed before they were read.
+func (t *tail) wake(ctx context.Context, streams []goredis.XStream) {
+	var at []int
+	var cmds []*goredis.XMessageSliceCmd
+	for _, st := range streams {
+		n, ok := t.feeds[st.Stream]
+		if !ok || len(st.Messages) == 0 {
+			continue
+		}
+		if t.wakeSome(n, st.Messages) && t.last[n] != "0-0" {
+			at = append(at, n)
+			cmds = append(cmds, goredis.NewXMessageSliceCmd(ctx, "xrange", st.Stream, t.last[n], t.last[n]))
+		}
+		t.last[n] = st.Messages[len(st.Messages)-1].ID
+	}
+	// Trimming takes the oldest: where the one read before is still there, none
+	// after it has gone.
+	err := t.s.conn.stream.pipeline(ctx, asCmders(cmds)...)
+	for i, n := range at {
+		if err != nil || cmds[i].Err() != nil || len(cmds[i].Val()) == 0 {
+			t.wakeShard(n)
 		}
 	}
-	if n < 0 || len(st.Messages) == 0 {
-		return
-	}
-	t.last[n] = st.Messages[len(st.Messages)-1].ID
+}
+
+// wakeSome wakes the readers of a shard and the waiters for sessions that
+// entries are about. It says whether others wait on the shard, too.
+func (t *tail) wakeSome(n int, entries []goredis.XMessage) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for r := range t.readers {
 		r.dirty(n)
 	}
-	for _, m := range st.Messages {
+	if t.s.opts.Changed != nil {
+		for _, m := range entries {
+			id, _ := m.Values["s"].(string)
+			t.s.opts.Changed(id)
+		}
+	}
+	if len(t.waiters[n]) == 0 {
+		return false
+	}
+	for _, m := range entries {
 		id, _ := m.Values["s"].(string)
-		for ch := range t.waiters[id] {
-			select {
-			case ch <- struct{}{}:
-			default:
-			}
+		signal(t.waiters[n][id])
+	}
+	return true
+}
+
+// wakeShard wakes everybody on a shard.
+func (t *tail) wakeShard(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for r := range t.readers {
+		r.dirty(n)
+	}
+	for _, some := range t.waiters[n] {
+		signal(some)
+	}
+}
+
+func signal(waiters map[chan struct{}]struct{}) {
+	for ch := range waiters {
+		select {
+		case ch <- struct{}{}:
+		default:
 		}
 	}
 }

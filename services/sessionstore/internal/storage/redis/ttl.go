@@ -51,9 +51,7 @@ func (s *Store) extendArgs(a storage.Activity, as asOf) []any {
 		at = a.Time.UnixMilli()
 	}
 	counts, sum := a.Stands()
-	args := append(make([]any, 0, 14),
-		a.SessionID, at, a.EventID, a.Kind, a.Traceparent, s.opts.MaxEvents, s.keep(), lifetime.MaxCauses,
-		lifetime.MaxDecisions, lifetime.MaxKinds, sum, as.arg())
+	args := append(make([]any, 0, 7+2*len(counts)), a.SessionID, at, a.EventID, a.Kind, a.Traceparent, sum, as.arg())
 	for kind, n := range counts {
 		args = append(args, kind, n)
 	}
@@ -68,8 +66,14 @@ const (
 	exState
 	exPolicy
 	exCreate
-	exBefore
-	exAfter = exBefore + 4
+	exExpire
+	exCount
+	exActive
+	exCause
+	exActiveAfter
+	exExpireAfter // from here on only where it was extended
+	exCountAfter
+	exCauseAfter
 )
 
 func (s *Store) extended(r reply, err error) storage.ExtendResult {
@@ -79,21 +83,24 @@ func (s *Store) extended(r reply, err error) storage.ExtendResult {
 	if r.num(exOutcome) == none {
 		return storage.ExtendResult{Response: missing()}
 	}
-	policy, err := s.policies.decode(r.text(exPolicy))
+	policy, err := s.policies.decode([]byte(r.text(exPolicy)))
 	if err != nil {
 		return storage.ExtendResult{Err: err}
 	}
 	over := overPhase(r.text(exState))
-	state := func(at int) lifetime.State {
-		return lifetime.State{
-			Over:   over != sessionv1.Session_PHASE_UNSPECIFIED,
-			Expire: r.num(at), Count: int32(r.num(at + 1)), LastActivity: r.num(at + 2), LastCause: r.num(at + 3),
-		}
+	before := lifetime.State{
+		Over:   over != sessionv1.Session_PHASE_UNSPECIFIED,
+		Expire: r.num(exExpire), Count: int32(r.num(exCount)), LastActivity: r.num(exActive), LastCause: r.num(exCause),
+	}
+	after := before
+	after.LastActivity = r.num(exActiveAfter)
+	outcome := sessionv1.ExtendTTLResponse_Outcome(r.num(exOutcome))
+	if outcome == sessionv1.ExtendTTLResponse_EXTENDED {
+		after.Expire, after.Count, after.LastCause = r.num(exExpireAfter), int32(r.num(exCountAfter)), r.num(exCauseAfter)
 	}
 	terms := lifetime.NewTerms(r.num(exCreate), policy)
-	outcome := sessionv1.ExtendTTLResponse_Outcome(r.num(exOutcome))
 	return storage.ExtendResult{
-		Response: lifetime.Response(outcome, terms, state(exBefore), state(exAfter), r.num(exActivity), over, policy, r.num(exNow)),
+		Response: lifetime.Response(outcome, terms, before, after, r.num(exActivity), over, policy, r.num(exNow)),
 	}
 }
 
@@ -107,7 +114,7 @@ func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, er
 		return storage.Explanation{}, storage.ErrNotFound
 	}
 	ctx, end := s.span(ctx, "explain")
-	cmd := goredis.NewSliceCmd(ctx, "hmget", sh.session(id), "crt", "pol", "dec", "kind", "kinds")
+	cmd := goredis.NewSliceCmd(ctx, "hmget", sh.session(id), "crt", "pol", "dec", "kind", "kinds", "last")
 	err := failure(s.conn.read.do(ctx, cmd))
 	end(err)
 	if err != nil {
@@ -117,11 +124,11 @@ func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, er
 }
 
 func (s *Store) explanation(vals []any) (storage.Explanation, error) {
-	if len(vals) != 5 || vals[0] == nil {
+	if len(vals) != 6 || vals[0] == nil {
 		return storage.Explanation{}, storage.ErrNotFound
 	}
 	r := reply(vals)
-	policy, err := s.policies.decode(r.text(1))
+	policy, err := s.policies.decode([]byte(r.text(1)))
 	if err != nil {
 		return storage.Explanation{}, err
 	}
@@ -139,12 +146,52 @@ func (s *Store) explanation(vals []any) (storage.Explanation, error) {
 		h.Decisions = append(h.Decisions, d)
 	}
 	slices.Reverse(h.Decisions) // the script keeps the newest first
+	if last := r.text(5); last != "" {
+		d, done, err := parseLast(last)
+		if err != nil {
+			return storage.Explanation{}, err
+		}
+		h.Decisions = append(h.Decisions, d)
+		if pending := d.Activities - done; pending > 0 {
+			kind := d.Kind
+			if _, known := h.Counts[kind]; !known && len(h.Counts) >= lifetime.MaxKinds {
+				kind = lifetime.OtherKind
+			}
+			h.Counts[kind] += pending
+		}
+	}
 	return storage.Explain(h, lifetime.NewTerms(r.num(0), policy)), nil
+}
+
+// lastOrder is where in the last decision, as extend.lua writes it, the parts
+// are of one of those before it; the fourth part is what the counts are done with.
+var lastOrder = [11]int{7, 4, 0, 8, 9, 10, 11, 1, 2, 5, 6}
+
+// parseLast reads the last decision, and how many of its activities need not be
+// counted by kind any more.
+func parseLast(line string) (lifetime.Decision, int64, error) {
+	parts := strings.Split(line, " ")
+	if len(parts) != len(lastOrder)+1 {
+		return lifetime.Decision{}, 0, fmt.Errorf("stored last decision: %d parts", len(parts))
+	}
+	done, err := strconv.ParseInt(parts[3], 10, 64)
+	if err != nil {
+		return lifetime.Decision{}, 0, fmt.Errorf("stored last decision: %w", err)
+	}
+	ordered := make([]string, len(lastOrder))
+	for i, at := range lastOrder {
+		ordered[i] = parts[at]
+	}
+	d, err := decision(ordered)
+	return d, done, err
 }
 
 // parseDecision reads a line as extend.lua writes it.
 func parseDecision(line string) (lifetime.Decision, error) {
-	parts := strings.Split(strings.TrimSuffix(line, "\n"), " ")
+	return decision(strings.Split(strings.TrimSuffix(line, "\n"), " "))
+}
+
+func decision(parts []string) (lifetime.Decision, error) {
 	if len(parts) != 11 {
 		return lifetime.Decision{}, fmt.Errorf("stored decision: %d parts", len(parts))
 	}

@@ -6,10 +6,15 @@ local id, most, asof = ARGV[2], tonumber(ARGV[3]), as_of(ARGV[4])
 local ok = live(id, asof or now_ms())
 if ok < 0 then return {ok} end
 local log, ids, feed = key('events', id), key('ids', id), P .. 'feed'
-local out = {0}
+local out, step = {0}, asof and 4 or 3
 local last, entry
-for i = 5, #ARGV, asof and 4 or 3 do
-  local at = redis.call('HGET', ids, ARGV[i])
+local names, new = {}, {}
+for i = 5, #ARGV, step do names[#names + 1] = ARGV[i] end
+local known = chunked('HMGET', ids, names, 1)
+local here = {} -- what this call has appended
+for i = 5, #ARGV, step do
+  local name = ARGV[i]
+  local at = known[#out] or here[name]
   if not at then
     local place = '*'
     if asof then
@@ -17,12 +22,14 @@ for i = 5, #ARGV, asof and 4 or 3 do
       place = follow(last, ARGV[i + 3] ~= '' and ARGV[i + 3] or int(asof) .. '-0')
       last = place
     end
-    at = redis.call('XADD', log, place, 'i', ARGV[i], 'e', ARGV[i + 1])
-    redis.call('HSET', ids, ARGV[i], at)
+    at = redis.call('XADD', log, place, 'i', name, 'e', ARGV[i + 1])
+    here[name] = at
+    new[#new + 1], new[#new + 2] = name, at
     entry = redis.call('XADD', feed, '*', 's', id, 'e', ARGV[i + 2])
   end
   out[#out + 1] = at
 end
+chunked('HSET', ids, new, 2)
 if asof and entry then
   -- The feed has them as of now. What they may have extended must be left alone
   -- until the activity group has come as far as this.

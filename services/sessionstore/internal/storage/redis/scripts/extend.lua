@@ -1,48 +1,91 @@
 -- ARGV: prefix, id, activity time ('' for now), event id, kind, traceparent,
--- most events, keep (ms after the deadline), causes remembered, decisions
--- remembered, kinds remembered, activities it stands for, as of, then kinds and
--- how many activities of each.
--- The rules are those of lifetime.Extend; the two are tested against each
--- other. Returns {-1} for none, else
--- {outcome, now, activity, state, policy, create, before: exp, ext, act, cause,
---  after: exp, ext, act, cause}.
-local id = ARGV[2]
-local s = key('session', id)
-local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'step', 'max', 'below', 'minint', 'strategy', 'cap', 'pol', 'causes', 'forgot', 'dec', 'kinds', 'kind')
+-- activities it stands for, as of, then kinds and how many activities of each.
+-- The rules are those of lifetime.Extend and lifetime.History; each is tested
+-- against its reference. Returns {-1} for none, else {outcome, now, activity,
+-- state, policy, create, before: exp, ext, act, cause, after: act}, and where
+-- the session was extended {..., after: exp, ext, cause}.
+--
+-- Nearly every report is of activity that changes no deadline and follows one
+-- like it. That takes one read and one write, and none of the lib.
+local id, event, kind = ARGV[2], ARGV[4], ARGV[5]
+local s = ARGV[1] .. 'session:' .. id
+local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'pol', 'last', 'kind', 'below', 'strategy')
 if not v[1] then return {-1} end
-local asof = as_of(ARGV[13])
-local now = asof or now_ms()
+local asof = ARGV[8] ~= '' and tonumber(string.match(ARGV[8], '^%d+'))
+local time = redis.call('TIME')
+local now = asof or time[1] * 1000 + math.floor(time[2] / 1000)
 local at = now
 if ARGV[3] ~= '' then at = math.min(tonumber(ARGV[3]), now) end
-local exp, ext, act, cause = tonumber(v[2]), tonumber(v[3]), tonumber(v[4]), tonumber(v[5])
-local step, max, below, minint, strat, cap = tonumber(v[7]), tonumber(v[8]), tonumber(v[9]), tonumber(v[10]), v[11], tonumber(v[12])
+local exp, ext, act, cause, below, strat = tonumber(v[2]), tonumber(v[3]), tonumber(v[4]), tonumber(v[5]), tonumber(v[10]), v[11]
+local act2, causes, forgot, step, cap = act, '', 0, nil, nil
 local EXTENDED, NOT_NEEDED, CAPPED, TOO_LATE, TOO_SOON, ENDED = 1, 2, 3, 4, 5, 6
-local exp2, ext2, act2, cause2 = exp, ext, act, cause
-local causes, forgot = v[14] or '', tonumber(v[15] or '0')
 
-local function judge()
-  if v[1] ~= '0' then return ENDED end
-  if at >= exp then return TOO_LATE end
-  act2 = math.max(act, at)
+-- Written without a function, since to make one takes memory for each variable
+-- that it shares.
+local outcome
+if v[1] ~= '0' then
+  outcome = ENDED
+elseif at >= exp then
+  outcome = TOO_LATE
+else
+  if at > act then act2 = at end
   if strat == '2' then
     if cause ~= 0 then
-      if at <= cause then return NOT_NEEDED end
-      if at - cause < minint then return TOO_SOON end
+      if at <= cause then
+        outcome = NOT_NEEDED
+      elseif at - cause < tonumber(redis.call('HGET', s, 'minint')) then
+        outcome = TOO_SOON
+      end
     end
   elseif strat == '3' then
-    if ARGV[4] == '' then
-      if at <= cause then return NOT_NEEDED end
-    elseif string.find('\n' .. causes, '\n' .. ARGV[4] .. '\t', 1, true) or at <= forgot then
-      return NOT_NEEDED
+    local c = redis.call('HMGET', s, 'causes', 'forgot')
+    causes, forgot = c[1] or '', tonumber(c[2] or '0')
+    if event == '' then
+      if at <= cause then outcome = NOT_NEEDED end
+    elseif string.find('\n' .. causes, '\n' .. event .. '\t', 1, true) or at <= forgot then
+      outcome = NOT_NEEDED
     end
   elseif exp - at >= below or at <= cause then
-    return NOT_NEEDED
+    outcome = NOT_NEEDED
   end
-  if ext >= max or exp >= cap then return CAPPED end
-  return EXTENDED
+  if not outcome then
+    local t = redis.call('HMGET', s, 'step', 'max', 'cap')
+    step, cap = tonumber(t[1]), tonumber(t[3])
+    outcome = (ext >= tonumber(t[2]) or exp >= cap) and CAPPED or EXTENDED
+  end
 end
 
-local outcome = judge()
+local n = tonumber(ARGV[7])
+local reply = {outcome, now, at, v[1], v[7], v[6], v[2], v[3], v[4], v[5], act2}
+
+-- The last decision has a field of its own: outcome, activities, reports, how
+-- many of the activities `kinds` is done with, activity time, event id, kind, then
+-- time, exp, ext, cause before it and exp after it.
+local last = v[8] or ''
+local outcome1, n1, times1, done1, at1, event1, kind1 = string.match(last, '^(%d) (%d+) (%d+) (%d+) (%-?%d+) (%S*) (%S*) ')
+local judged = outcome ~= TOO_LATE and outcome ~= ENDED
+
+-- Numbers up to this are spelled out when they are concatenated.
+local PLAIN = 1e14
+if outcome1 and not asof and outcome ~= EXTENDED and judged and tonumber(outcome1) == outcome and kind1 == kind
+  and (#ARGV == 8 or #ARGV == 10 and ARGV[9] == kind) and (event == '' or event ~= event1) and n1 + n < PLAIN and now < PLAIN then
+  local when = now .. ''
+  local act_at = at == now and when or at .. ''
+  if #ARGV == 8 then done1 = done1 + n end -- counts for no kind
+  local line = outcome1 .. ' ' .. n1 + n .. ' ' .. times1 + 1 .. ' ' .. done1 .. ' ' .. act_at .. ' ' .. event .. ' ' .. kind .. ' '
+    .. when .. ' ' .. v[2] .. ' ' .. v[3] .. ' ' .. v[5] .. ' ' .. v[2]
+  if at > act then
+    redis.call('HSET', s, 'last', line, 'act', act_at)
+  else
+    redis.call('HSET', s, 'last', line)
+  end
+  if v[9] ~= kind and (at >= act or (v[9] or '') == '') then redis.call('HSET', s, 'kind', kind) end
+  return reply
+end
+
+--@lib
+as_of(ARGV[8])
+local exp2, ext2, cause2 = exp, ext, cause
 if outcome == EXTENDED then
   exp2, ext2, cause2 = math.min(exp + step, cap), ext + 1, math.max(cause, at)
 end
@@ -52,72 +95,87 @@ local function set(field, value)
   changes[#changes + 1] = value
 end
 
--- What lifetime.History does: the newest decision is the first line, and one
--- that changed nothing takes the place of one before it with the same outcome.
+-- Counts activities of a kind; kinds is ';a=1;b=2;'. A kind may look like a
+-- pattern, so it is found as it is.
+local function count(kinds, name, more)
+  local from, to = string.find(kinds, ';' .. name .. '=', 1, true)
+  if not from then
+    local _, known = string.gsub(kinds, '=', '=')
+    if known >= MAX_KINDS then
+      name = 'other'
+      from, to = string.find(kinds, ';other=', 1, true)
+    end
+  end
+  if not from then return kinds .. name .. '=' .. int(more) .. ';' end
+  local old = string.match(kinds, '^%d+', to + 1)
+  return string.sub(kinds, 1, to) .. int(tonumber(old) + more) .. string.sub(kinds, to + 1 + #old)
+end
+
+-- What lifetime.History does: a decision that changed nothing takes the place of
+-- one before it with the same outcome. In `dec` are those before the last, the
+-- newest first: time, activity time, outcome, exp, ext, cause, exp after it,
+-- activities, reports, event id, kind.
 local function remember()
-  local dec, kinds = v[16] or '', v[17] or ';'
-  local first = string.match(dec, '^[^\n]*')
-  local _, act1, outcome1, _, _, _, _, n1, times1, event1 =
-    string.match(first, '^(%d+) (%-?%d+) (%d) (%-?%d+) (%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%S*)')
-  if act1 and ARGV[4] ~= '' and event1 == ARGV[4] and act1 == int(at) then return end
+  if outcome1 and event ~= '' and event1 == event and at1 == int(at) then return end
+  local h = redis.call('HMGET', s, 'dec', 'kinds')
+  local dec, kinds = h[1] or '', h[2] or ';'
+  local line = ''
+  if outcome1 then
+    local rest = string.match(last, '^%S+ %S+ %S+ %S+ %S+ %S* %S* (.*)$')
+    local now1, exp1, ext1, cause1, after1 = string.match(rest, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+    line = table.concat({now1, at1, outcome1, exp1, ext1, cause1, after1, n1, times1, event1, kind1}, ' ') .. '\n'
+  end
   if asof then
     -- Replayed again, or reported before: it need not be the last one.
-    for line in string.gmatch(dec, '[^\n]+') do
-      local when, act3, event, kind = string.match(line, '^(%d+) (%-?%d+) %d %-?%d+ %d+ %-?%d+ %-?%d+ %d+ %d+ (%S*) (.*)$')
-      if act3 == int(at) and event == ARGV[4] and (event ~= '' or when == int(now) and kind == ARGV[5]) then return end
+    for old in string.gmatch(line .. dec, '[^\n]+') do
+      local when, act3, event3, kind3 = string.match(old, '^(%d+) (%-?%d+) %d %-?%d+ %d+ %-?%d+ %-?%d+ %d+ %d+ (%S*) (.*)$')
+      if act3 == int(at) and event3 == event and (event ~= '' or when == int(now) and kind3 == kind) then return end
     end
   end
-  local n, times = tonumber(ARGV[12]), 1
-  if act1 and outcome ~= EXTENDED and tonumber(outcome1) == outcome then
+  local times = 1
+  if outcome1 and outcome ~= EXTENDED and tonumber(outcome1) == outcome then
     n, times = n + tonumber(n1), times + tonumber(times1)
-    dec = string.sub(dec, #first + 2)
+  elseif outcome1 then
+    dec = line .. dec
+    local _, lines = string.gsub(dec, '\n', '\n')
+    if lines >= MAX_DECISIONS then dec = string.match(dec, '^(.*\n)[^\n]*\n$') or '' end
+    set('dec', dec)
   end
-  dec = table.concat({int(now), int(at), outcome, int(exp), int(ext), int(cause), int(exp2), int(n), int(times), ARGV[4], ARGV[5]}, ' ') .. '\n' .. dec
-  local _, lines = string.gsub(dec, '\n', '\n')
-  if lines > tonumber(ARGV[10]) then dec = string.match(dec, '^(.*\n)[^\n]*\n$') end
-  set('dec', dec)
-  if outcome == TOO_LATE or outcome == ENDED then return end
-  if at >= act or (v[18] or '') == '' then set('kind', ARGV[5]) end
-  for i = 14, #ARGV, 2 do
-    local kind, more = ARGV[i], tonumber(ARGV[i + 1])
-    local from, to, old = string.find(kinds, ';' .. kind .. '=(%d+);')
-    if not from then
-      local _, known = string.gsub(kinds, '=', '=')
-      if known >= tonumber(ARGV[11]) then
-        kind = 'other'
-        from, to, old = string.find(kinds, ';other=(%d+);')
-      end
-    end
-    if from then
-      kinds = string.sub(kinds, 1, from) .. kind .. '=' .. int(tonumber(old) + more) .. string.sub(kinds, to)
-    else
-      kinds = kinds .. kind .. '=' .. int(more) .. ';'
-    end
+  set('last', table.concat({outcome, int(n), int(times), int(n), int(at), event, kind, int(now), v[2], v[3], v[5], int(exp2)}, ' '))
+  local before = kinds
+  if outcome1 and done1 ~= n1 then kinds = count(kinds, kind1, n1 - done1) end
+  if judged then
+    if at >= act or (v[9] or '') == '' then set('kind', kind) end
+    for i = 9, #ARGV, 2 do kinds = count(kinds, ARGV[i], tonumber(ARGV[i + 1])) end
   end
-  if #ARGV > 13 then set('kinds', kinds) end
+  if kinds ~= before then set('kinds', kinds) end
 end
 remember()
 
-if outcome == EXTENDED then
-  redis.call('HSET', s, 'exp', int(exp2), 'ext', int(ext2), 'act', int(act2), 'cause', int(cause2), unpack(changes))
-  redis.call('HINCRBY', s, 'rev', 1)
-  if strat == '3' then
-    causes = causes .. ARGV[4] .. '\t' .. int(at) .. '\n'
-    local _, n = string.gsub(causes, '\n', '\n')
-    while n > tonumber(ARGV[9]) do
-      local first, rest = string.match(causes, '^([^\n]*)\n(.*)$')
-      forgot = math.max(forgot, tonumber(string.match(first, '\t(%d+)$')))
-      causes, n = rest, n - 1
-    end
-    redis.call('HSET', s, 'causes', causes, 'forgot', int(forgot))
-  end
-  redis.call('ZADD', P .. 'deadlines', int(exp2), id)
-  redis.call('ZADD', P .. 'warnings', int(exp2 - below), id)
-  lifecycle(id, 'session:extended', now, tonumber(ARGV[7]), {
-    'x', int(exp2), 'c', int(ext2), 'b', int(exp), 'm', int(max), 'a', int(at), 'k', ARGV[5], 'i', ARGV[4], 'p', ARGV[6]}, asof)
-  keep_until(id, (asof and math.max(exp2, now_ms()) or exp2) + tonumber(ARGV[8]))
-else
+if outcome ~= EXTENDED then
   if act2 ~= act then set('act', int(act2)) end
   if #changes > 0 then redis.call('HSET', s, unpack(changes)) end
+  return reply
 end
-return {outcome, int(now), int(at), v[1], v[13], v[6], int(exp), int(ext), int(act), int(cause), int(exp2), int(ext2), int(act2), int(cause2)}
+
+if strat == '3' then
+  causes = causes .. event .. '\t' .. int(at) .. '\n'
+  local _, known = string.gsub(causes, '\n', '\n')
+  while known > MAX_CAUSES do
+    local first, rest = string.match(causes, '^([^\n]*)\n(.*)$')
+    forgot = math.max(forgot, tonumber(string.match(first, '\t(%d+)$')))
+    causes, known = rest, known - 1
+  end
+  set('causes', causes)
+  set('forgot', int(forgot))
+end
+redis.call('HSET', s, 'exp', int(exp2), 'ext', int(ext2), 'act', int(act2), 'cause', int(cause2), unpack(changes))
+redis.call('HINCRBY', s, 'rev', 1)
+redis.call('ZADD', P .. 'deadlines', int(exp2), id)
+redis.call('ZADD', P .. 'warnings', int(exp2 - below), id)
+local max = redis.call('HGET', s, 'max')
+lifecycle(id, 'session:extended', now, MAX_EVENTS, {
+  'x', int(exp2), 'c', int(ext2), 'b', v[2], 'm', max, 'a', int(at), 'k', kind, 'i', event, 'p', ARGV[6]}, asof)
+keep_until(id, (asof and math.max(exp2, now_ms()) or exp2) + KEEP)
+reply[12], reply[13], reply[14] = exp2, ext2, cause2
+return reply

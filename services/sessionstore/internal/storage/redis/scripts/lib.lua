@@ -48,20 +48,38 @@ local function follow(last, wanted)
   return ms .. '-' .. int(tonumber(seq) + 1)
 end
 
+-- Calls a command with any number of arguments of n that belong together, as
+-- many at a time as Lua can unpack, and returns what it answered.
+local function chunked(command, k, args, n)
+  local out, most = {}, 2000 * n
+  for from = 1, #args, most do
+    local got = redis.call(command, k, unpack(args, from, math.min(#args, from + most - 1)))
+    if type(got) == 'table' then
+      for i = 1, #got do out[#out + 1] = got[i] end
+    end
+  end
+  return out
+end
+
 -- Keeps the newest `most` events of a log. What is dropped can no longer be
 -- told apart from a new event with the same id, so its id goes too.
 local function trim(id, most)
-  local log = key('events', id)
+  local log, ids = key('events', id), key('ids', id)
   local over = redis.call('XLEN', log) - most
   if over <= 0 then return end
   local last
+  local names, places, gone = {}, {}, {}
   for _, entry in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', over)) do
     last = entry[1]
     local f = entry[2]
-    if f[1] == 'i' and redis.call('HGET', key('ids', id), f[2]) == last then
-      redis.call('HDEL', key('ids', id), f[2])
+    if f[1] == 'i' then
+      names[#names + 1], places[#places + 1] = f[2], last
     end
   end
+  for i, at in ipairs(chunked('HMGET', ids, names, 1)) do
+    if at == places[i] then gone[#gone + 1] = names[i] end
+  end
+  chunked('HDEL', ids, gone, 1)
   redis.call('XTRIM', log, 'MAXLEN', '=', int(most))
   redis.call('HSET', key('session', id), 'trim', last)
 end

@@ -1,0 +1,238 @@
+package redis_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"regexp"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/livinguniverse/stoker/pkg/redistest"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+)
+
+// benchCallers is how many callers the benchmarks have at a time.
+const benchCallers = 64
+
+// rig is a store with sessions in it, on a server of its own.
+type rig struct {
+	s      *redis.Store
+	client *goredis.Client
+	ids    []string
+}
+
+func newRig(b *testing.B, sessions int) *rig {
+	b.Helper()
+	server := redistest.Start(b)
+	s := open(b, server.URL(), func(o *redis.Options) { o.Shards, o.MaxEvents, o.Timeout = 64, 1000, 5*time.Second })
+	r := &rig{s: s, client: goredis.NewClient(&goredis.Options{Addr: server.Addr}), ids: make([]string, sessions)}
+	b.Cleanup(func() { _ = r.client.Close() })
+	p := lifetime.DefaultPolicy()
+	now := time.Now().UnixMilli()
+	var wg sync.WaitGroup
+	for w := range 32 {
+		wg.Go(func() {
+			for i := w; i < sessions; i += 32 {
+				r.ids[i] = sessionid.New(i % 64)
+				_, _, err := s.Create(b.Context(), &sessionv1.Session{
+					Id: r.ids[i], User: fmt.Sprint("user-", i), Project: "bench", Revision: 1,
+					Labels:     map[string]string{"client": "web", "region": "eu-central", "tier": "standard"},
+					Data:       structpb.NewStringValue(string(bytes.Repeat([]byte("stoker "), 28))),
+					CreateTime: lifetime.Time(now), UpdateTime: lifetime.Time(now), LastActivityTime: lifetime.Time(now),
+					ExpireTime: lifetime.Time(lifetime.Deadline(now, p)), TtlPolicy: p,
+				}, "")
+				if err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if b.Failed() {
+		b.FailNow()
+	}
+	return r
+}
+
+var cpuOf = regexp.MustCompile(`used_cpu_(?:sys|user):([0-9.]+)`)
+
+// redisCPU is what the server has used, in µs.
+func (r *rig) redisCPU(b *testing.B) float64 {
+	b.Helper()
+	info, err := r.client.Info(context.Background(), "cpu").Result()
+	if err != nil {
+		b.Fatal(err)
+	}
+	sum := 0.0
+	for _, m := range cpuOf.FindAllStringSubmatch(info, -1) {
+		s, _ := strconv.ParseFloat(m[1], 64)
+		sum += s
+	}
+	return sum * 1e6
+}
+
+// ownCPU is what this process has used, in µs.
+func ownCPU() float64 {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e3
+}
+
+// measure runs op from many callers, and reports CPU and allocations for each of
+// the items that an op stands for.
+func (r *rig) measure(b *testing.B, items int, op func(n int) error) {
+	b.Helper()
+	for n := range 100 {
+		if err := op(n); err != nil { // teaches scripts, opens connections
+			b.Fatal(err)
+		}
+	}
+	_ = r.client.ConfigResetStat(context.Background())
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	own, server := ownCPU(), r.redisCPU(b)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	b.ResetTimer()
+	for range benchCallers {
+		wg.Go(func() {
+			for n := next.Add(1); n <= int64(b.N); n = next.Add(1) {
+				if err := op(int(n)); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	runtime.ReadMemStats(&after)
+	n := float64(b.N * items)
+	b.ReportMetric((ownCPU()-own)/n, "cpu-µs/item")
+	b.ReportMetric((r.redisCPU(b)-server)/n, "redis-µs/item")
+	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/n, "allocs/item")
+	b.ReportMetric(n/b.Elapsed().Seconds(), "items/s")
+}
+
+func (r *rig) id(n int) string { return r.ids[n%len(r.ids)] }
+
+func BenchmarkGet(b *testing.B) {
+	r := newRig(b, 1000)
+	r.measure(b, 1, func(n int) error {
+		_, err := r.s.Get(context.Background(), r.id(n))
+		return err
+	})
+}
+
+// BenchmarkExtend reports activity that changes no deadline, as almost all does.
+func BenchmarkExtend(b *testing.B) {
+	r := newRig(b, 1000)
+	r.measure(b, 1, func(n int) error { return r.extend(n, 1) })
+}
+
+func BenchmarkExtend200(b *testing.B) {
+	r := newRig(b, 1000)
+	r.measure(b, 200, func(n int) error { return r.extend(n*200, 200) })
+}
+
+func (r *rig) extend(from, items int) error {
+	list := make([]storage.Activity, items)
+	for i := range list {
+		list[i] = storage.Activity{SessionID: r.id(from + i), Kind: "input"}
+	}
+	res, err := r.s.Extend(context.Background(), list)
+	if err != nil {
+		return err
+	}
+	for _, x := range res {
+		if x.Err != nil {
+			return x.Err
+		}
+	}
+	return nil
+}
+
+// BenchmarkAppend50 appends to logs that are full, and to feeds that are swept
+// now and then.
+func BenchmarkAppend50(b *testing.B) {
+	r := newRig(b, 64)
+	ctx, cancel := context.WithCancel(b.Context())
+	var sweeps sync.WaitGroup
+	sweeps.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = r.s.Sweep(ctx)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	})
+	defer sweeps.Wait()
+	defer cancel()
+	r.measure(b, 50, func(n int) error {
+		list := make([]*sessionv1.Event, 50)
+		for i := range list {
+			list[i] = &sessionv1.Event{
+				Id: sessionid.New(0), Type: "input:text", Source: "bench", Time: lifetime.Time(time.Now().UnixMilli()),
+				Data: structpb.NewStringValue(string(bytes.Repeat([]byte("stoker "), 14))),
+			}
+		}
+		_, err := r.s.Append(context.Background(), r.id(n), list)
+		return err
+	})
+}
+
+// BenchmarkFloor is what Redis and go-redis take for the same with nothing of
+// ours: a hash of as many fields, and two XADDs.
+func BenchmarkFloor(b *testing.B) {
+	r := newRig(b, 1000)
+	auto, err := r.client.AsyncAutoPipeline()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer auto.Close()
+	do := func(args ...any) error {
+		ctx := context.Background()
+		cmd := goredis.NewCmd(ctx, args...)
+		if err := auto.Submit(ctx, cmd).Wait(); err != nil {
+			return err
+		}
+		return cmd.Err()
+	}
+	for i := range 1000 {
+		if err := r.client.HSet(b.Context(), fmt.Sprint("plain:", i), "a", 1, "b", 2, "c", 3, "d", bytes.Repeat([]byte("stoker "), 28),
+			"e", 1, "f", 2, "g", 3, "h", 4, "i", "abcdefgabcdefgabcdefg", "j", 1, "k", 2, "l", 3, "m", 4).Err(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Run("hgetall", func(b *testing.B) {
+		r.measure(b, 1, func(n int) error { return do("hgetall", fmt.Sprint("plain:", n%1000)) })
+	})
+	b.Run("two xadds", func(b *testing.B) {
+		raw := bytes.Repeat([]byte("stoker "), 22)
+		r.measure(b, 1, func(n int) error {
+			first := make(chan error, 1)
+			go func() {
+				first <- do("xadd", fmt.Sprint("log:", n%1000), "maxlen", "~", 1000, "*", "i", "abcdefghijklmnopqrst", "e", raw)
+			}()
+			if err := do("xadd", "feed", "maxlen", "~", 1000, "*", "s", "abcdefghijklmnopqrstabcdefg", "e", raw); err != nil {
+				return err
+			}
+			return <-first
+		})
+	})
+}
