@@ -103,6 +103,9 @@ func (g *Gateway) finish(rec *recorder, r *http.Request, begin time.Time) {
 	if rec.status >= http.StatusInternalServerError {
 		level = slog.LevelWarn
 	}
+	if !g.tel.Log.Enabled(r.Context(), level) {
+		return
+	}
 	g.tel.Log.LogAttrs(r.Context(), level, "request", slog.String("method", rpc.Shorten(r.Method)), slog.String("route", g.table.Template(r.Method, r.URL.Path)),
 		slog.Int("status", rec.status), slog.Duration("duration", time.Since(begin)), slog.String("client", g.client(r)))
 }

@@ -22,7 +22,7 @@ var clockFaults = []fault{
 
 func clockFault(name string, by time.Duration) fault {
 	return fault{
-		name: name, expect: "as the outage alone; no deadline moves", opens: true, fails: true, lasts: time.Second,
+		name: name, expect: "as the outage alone, reads answered from memory; no deadline moves", opens: true, fails: true, reads: true, lasts: time.Second,
 		inject: func(_ *testing.T, e *faultEnv) {
 			e.proxy.Stop()
 			e.skew.Store(int64(by))

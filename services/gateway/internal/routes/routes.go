@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/http"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -23,13 +22,24 @@ type Route struct {
 	// RPC is the full name of the method behind it, "" for the gateway's own.
 	RPC protoreflect.FullName
 
-	match *regexp.Regexp
+	// prefix and suffix are what is around the part that varies; where none
+	// does, prefix is all.
+	prefix, suffix string
+	varies         bool
+}
+
+// matches says whether a path is of the route. It is asked of every request,
+// several times: a regular expression would be most of its cost.
+func (r *Route) matches(path string) bool {
+	if !r.varies {
+		return path == r.prefix
+	}
+	return len(path) >= len(r.prefix)+len(r.suffix) && strings.HasPrefix(path, r.prefix) && strings.HasSuffix(path, r.suffix) &&
+		!strings.Contains(path[len(r.prefix):len(path)-len(r.suffix)], "/")
 }
 
 // Table is every route.
 type Table struct{ routes []Route }
-
-var variable = regexp.MustCompile(`\\\{[a-z_]+\\\}`)
 
 // New returns the routes of the services in some files, and the gateway's own,
 // which are all read with GET.
@@ -81,11 +91,15 @@ func (t *Table) addRPC(m protoreflect.MethodDescriptor) error {
 }
 
 func (t *Table) add(method, template string, rpc protoreflect.FullName) error {
-	match, err := regexp.Compile("^" + variable.ReplaceAllString(regexp.QuoteMeta(template), "[^/]*") + "$")
-	if err != nil {
-		return fmt.Errorf("route %s: %w", template, err)
+	r := Route{Method: method, Template: template, RPC: rpc, prefix: template}
+	if before, rest, ok := strings.Cut(template, "{"); ok {
+		name, after, closed := strings.Cut(rest, "}")
+		if !closed || strings.ContainsAny(name, "=*") || strings.Contains(after, "{") {
+			return fmt.Errorf("route %s: want one {name} at most", template)
+		}
+		r.prefix, r.suffix, r.varies = before, after, true
 	}
-	t.routes = append(t.routes, Route{Method: method, Template: template, RPC: rpc, match: match})
+	t.routes = append(t.routes, r)
 	return nil
 }
 
@@ -96,8 +110,8 @@ func (t *Table) All() []Route { return slices.Clone(t.routes) }
 // such path.
 func (t *Table) Methods(path string) []string {
 	var out []string
-	for _, r := range t.routes {
-		if r.match.MatchString(path) && !slices.Contains(out, r.Method) {
+	for i := range t.routes {
+		if r := &t.routes[i]; r.matches(path) && !slices.Contains(out, r.Method) {
 			out = append(out, r.Method)
 		}
 	}
@@ -108,8 +122,8 @@ func (t *Table) Methods(path string) []string {
 // Template returns the name of a path: few names, with no ids in them. A path
 // that is no route is "unknown".
 func (t *Table) Template(method, path string) string {
-	for _, r := range t.routes {
-		if r.Method == method && r.match.MatchString(path) {
+	for i := range t.routes {
+		if r := &t.routes[i]; r.Method == method && r.matches(path) {
 			return r.Template
 		}
 	}

@@ -30,6 +30,10 @@ func TestTable(t *testing.T) {
 		{"GET", "/v1/sessions/abc/activity", "/v1/sessions/{id}/activity", []string{"GET"}},
 		{"PUT", "/v1/sessions/abc", "unknown", []string{"DELETE", "GET", "PATCH"}},
 		{"GET", "/v1/sessions/abc/", "unknown", nil},
+		{"GET", "/v1/sessions/", "/v1/sessions/{id}", []string{"DELETE", "GET", "PATCH"}},
+		{"GET", "/v1/sessions/events", "/v1/sessions/{id}", []string{"DELETE", "GET", "PATCH"}},
+		{"GET", "/v1/sessions//events", "/v1/sessions/{id}/events", []string{"GET", "POST"}},
+		{"GET", "/v1/sessions/a/b/events", "unknown", nil},
 		{"GET", "/secret", "unknown", nil},
 		{"GET", "", "unknown", nil},
 	} {
@@ -43,6 +47,14 @@ func TestTable(t *testing.T) {
 	for _, r := range table.All() {
 		if r.RPC == "" && r.Template != "/" && r.Template != "/healthz" {
 			t.Errorf("%s has no RPC", r.Template)
+		}
+	}
+}
+
+func TestRouteThatCannotBeMatchedIsRefused(t *testing.T) {
+	for _, path := range []string{"/a/{b}/{c}", "/a/{b", "/a/{b=**}"} {
+		if _, err := routes.New([]string{path}); err == nil {
+			t.Errorf("%s was taken", path)
 		}
 	}
 }

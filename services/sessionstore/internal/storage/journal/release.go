@@ -37,6 +37,10 @@ func (s *Store) hold(ctx context.Context) error {
 	if least := now.Add(margin - s.opts.SettleMax); from.Before(least) {
 		from = least
 	}
+	// From before it is said: whatever becomes of the call, it may have been heard.
+	for old := s.said.Load(); from.UnixMilli() > old && !s.said.CompareAndSwap(old, from.UnixMilli()); {
+		old = s.said.Load()
+	}
 	err := s.Hold(ctx, s.holder, from)
 	if err == nil {
 		s.held.Store(true)

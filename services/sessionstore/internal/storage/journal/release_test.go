@@ -183,3 +183,31 @@ func TestNoSweepWithoutAHold(t *testing.T) {
 		t.Errorf("holds %v, %d sweeps", holds, swept)
 	}
 }
+
+// TestNoExtensionOfWhatMayBeGone: a session that was due before the last hold
+// may have been let go by another replica, so a late report about it is not
+// accepted for later; one about a session that was held is.
+func TestNoExtensionOfWhatMayBeGone(t *testing.T) {
+	for _, crash := range []bool{false, true} {
+		ctx := t.Context()
+		r := newRig(t, t.TempDir())
+		id := r.create("ann")
+		r.clock.Advance(9 * time.Minute)
+		activity := []storage.Activity{{SessionID: id, Time: r.clock.Now()}}
+		r.clock.Advance(2 * time.Minute)
+		if crash {
+			r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Works)
+			must[*sessionv1.Session](t)(r.Get(ctx, id)) // it is known again
+		} else if err := r.hold(ctx); err != nil { // no sweep of our own
+			t.Fatal(err)
+		}
+		r.below.Set(storagetest.Refuses)
+		res := must[[]storage.ExtendResult](t)(r.Extend(ctx, activity))
+		wantErr(t, res[0].Err, storage.ErrUnavailable)
+		r.below.Set(storagetest.Works)
+		if res = must[[]storage.ExtendResult](t)(r.Extend(ctx, activity)); res[0].Response.GetOutcome() != sessionv1.ExtendTTLResponse_EXTENDED {
+			t.Errorf("once the store answers again: %v", res[0])
+		}
+		r.close()
+	}
+}

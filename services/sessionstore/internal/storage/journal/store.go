@@ -107,7 +107,8 @@ type Store struct {
 	shadow *memory.Store
 
 	// Writes of one session, and creations under one request key, are accepted
-	// one after the other. A request's lock comes before a session's.
+	// one after the other. A session's lock comes before a
+	// request's.
 	seed               maphash.Seed
 	sessions, requests [256]sync.Mutex
 	// accepting is held for reading from the moment that a write gets its time
@@ -120,6 +121,9 @@ type Store struct {
 	held atomic.Bool
 	// made are the sessions made of late, by the request key they were made under.
 	made *otter.Cache[string, string]
+	// said is the latest time, in Unix milliseconds, that a hold was moved to: who
+	// was due before it may have been let go by any replica.
+	said atomic.Int64
 	// high is the latest start of a session's events, so that the next one comes
 	// after whatever was accepted before it.
 	high atomic.Pointer[storage.Cursor]
@@ -186,6 +190,9 @@ func (s *Store) recover() error {
 		if err := at.wait(context.Background()); err != nil {
 			return err
 		}
+	}
+	if c.holder != "" {
+		s.said.Store(s.now().UnixMilli()) // what the process before has said is not known
 	}
 	s.take(c)
 	if n := s.depth.Load(); n > 0 {

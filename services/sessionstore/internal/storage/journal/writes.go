@@ -429,6 +429,9 @@ func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.Ext
 		if err != nil {
 			return nil, err
 		}
+		if before.GetEndTime() == nil && lifetime.Millis(before.GetExpireTime()) < s.said.Load() {
+			return nil, unavailable(errWaiting) // it may have been let go
+		}
 		res, err := s.shadow.Extend(ctx, []storage.Activity{a})
 		if err != nil {
 			return nil, err

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"regexp"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,7 +29,8 @@ import (
 // benchCallers is how many callers the benchmarks have at a time.
 const benchCallers = 64
 
-// rig is a store with sessions in it, on a server of its own.
+// rig is a store with sessions in it, on a server of its own, which is started
+// with the options in STOKER_BENCH_REDIS.
 type rig struct {
 	s      *redis.Store
 	client *goredis.Client
@@ -36,7 +39,7 @@ type rig struct {
 
 func newRig(b *testing.B, sessions int) *rig {
 	b.Helper()
-	server := redistest.Start(b)
+	server := redistest.Start(b, strings.Fields(os.Getenv("STOKER_BENCH_REDIS"))...)
 	s := open(b, server.URL(), func(o *redis.Options) { o.Shards, o.MaxEvents, o.Timeout = 64, 1000, 5*time.Second })
 	r := &rig{s: s, client: goredis.NewClient(&goredis.Options{Addr: server.Addr}), ids: make([]string, sessions)}
 	b.Cleanup(func() { _ = r.client.Close() })
@@ -136,6 +139,33 @@ func BenchmarkGet(b *testing.B) {
 		_, err := r.s.Get(context.Background(), r.id(n))
 		return err
 	})
+}
+
+// BenchmarkSessions reads and extends with few sessions and with many. It takes
+// 3 KB of memory for each.
+func BenchmarkSessions(b *testing.B) {
+	for _, sessions := range []int{1000, 100_000, 1_000_000} {
+		b.Run(strconv.Itoa(sessions), func(b *testing.B) {
+			if sessions > 100_000 && testing.Short() {
+				b.Skip("takes a minute to begin")
+			}
+			r := newRig(b, sessions)
+			for from := 0; from < sessions; from += 1000 {
+				if err := r.extend(from, 1000); err != nil { // the first of each is a new decision
+					b.Fatal(err)
+				}
+			}
+			b.Run("get", func(b *testing.B) {
+				r.measure(b, 1, func(n int) error {
+					_, err := r.s.Get(context.Background(), r.id(n*7919))
+					return err
+				})
+			})
+			b.Run("extend", func(b *testing.B) {
+				r.measure(b, 1, func(n int) error { return r.extend(n*7919, 1) })
+			})
+		})
+	}
 }
 
 // BenchmarkExtend reports activity that changes no deadline, as almost all does.

@@ -115,6 +115,23 @@ func TestIdleWatchersCostNothing(t *testing.T) {
 	}
 }
 
+var blockedOf = regexp.MustCompile(`(?m)^id=(\d+) .* cmd=xread `)
+
+// followerOf is the id of the connection that waits for the feeds. To end others
+// would be an outage.
+func followerOf(t *testing.T, client *goredis.Client) string {
+	t.Helper()
+	list, err := client.ClientList(t.Context()).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := blockedOf.FindStringSubmatch(list)
+	if found == nil {
+		t.Fatalf("nobody follows the feeds:\n%s", list)
+	}
+	return found[1]
+}
+
 // TestMissedEntriesWakeTheirShard: what the follower of the feeds cannot have
 // seen reaches who waits for it.
 func TestMissedEntriesWakeTheirShard(t *testing.T) {
@@ -123,19 +140,19 @@ func TestMissedEntriesWakeTheirShard(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, miss := range map[string]func(p goredis.Pipeliner, feed, id, other string){
-		"trimmed before it was read": func(p goredis.Pipeliner, feed, id, other string) {
+	for name, miss := range map[string]func(p goredis.Pipeliner, follower, feed, id, other string){
+		"trimmed before it was read": func(p goredis.Pipeliner, _, feed, id, other string) {
 			p.XAdd(ctx, &goredis.XAddArgs{Stream: feed, Values: []any{"s", id, "e", raw}})
 			p.XAdd(ctx, &goredis.XAddArgs{Stream: feed, Values: []any{"s", other, "e", raw}})
 			p.XTrimMaxLen(ctx, feed, 1)
 		},
-		"appended and gone while the connection was lost": func(p goredis.Pipeliner, feed, id, _ string) {
-			p.ClientKillByFilter(ctx, "TYPE", "normal", "SKIPME", "yes")
+		"appended and gone while the connection was lost": func(p goredis.Pipeliner, follower, feed, id, _ string) {
+			p.ClientKillByFilter(ctx, "ID", follower)
 			p.XAdd(ctx, &goredis.XAddArgs{Stream: feed, Values: []any{"s", id, "e", raw}})
 			p.XTrimMaxLen(ctx, feed, 0)
 		},
-		"in a feed that begins again": func(p goredis.Pipeliner, feed, id, _ string) {
-			p.ClientKillByFilter(ctx, "TYPE", "normal", "SKIPME", "yes")
+		"in a feed that begins again": func(p goredis.Pipeliner, follower, feed, id, _ string) {
+			p.ClientKillByFilter(ctx, "ID", follower)
 			p.Del(ctx, feed)
 			p.XAdd(ctx, &goredis.XAddArgs{Stream: feed, ID: "1-1", Values: []any{"s", id, "e", raw}})
 		},
@@ -148,10 +165,11 @@ func TestMissedEntriesWakeTheirShard(t *testing.T) {
 			other := sessionOn(t, s, 0)
 			ids, results := watchers(t, s, client, 1)
 			const shard = "stoker:{s0}:"
+			follower := followerOf(t, client)
 			began := time.Now()
 			if _, err := client.TxPipelined(ctx, func(p goredis.Pipeliner) error {
 				p.XAdd(ctx, &goredis.XAddArgs{Stream: shard + "events:" + ids[0], Values: []any{"i", "e", "e", raw}})
-				miss(p, shard+"feed", ids[0], other)
+				miss(p, follower, shard+"feed", ids[0], other)
 				return nil
 			}); err != nil {
 				t.Fatal(err)
