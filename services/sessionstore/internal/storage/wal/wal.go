@@ -114,6 +114,9 @@ func Open(opts Options, replay func(record []byte) error) (*Log, error) {
 	l := &Log{opts: opts, lock: lock, pending: newBatch(), done: make(chan struct{})}
 	l.work.L, l.room.L = &l.mu, &l.mu
 	if err := l.recover(replay); err != nil {
+		if l.file != nil { // its beginning could not be written
+			err = errors.Join(err, l.file.Close())
+		}
 		return nil, errors.Join(err, lock.Close())
 	}
 	go l.write()
