@@ -12,3 +12,10 @@ func Shallow(s *sessionv1.Session) *sessionv1.Session {
 		CapTime: s.GetCapTime(), TtlPolicy: s.GetTtlPolicy(), EndTime: s.GetEndTime(), EndReason: s.GetEndReason(),
 	}
 }
+
+// RequestKey names the request that a session is created by, among those of all
+// projects and users.
+func RequestKey(s *sessionv1.Session, key string) string {
+	// NUL is in none of the three, so no two of them spell the same key.
+	return s.GetProject() + "\x00" + s.GetUser() + "\x00" + key
+}

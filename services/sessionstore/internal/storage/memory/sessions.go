@@ -28,8 +28,7 @@ func (s *Store) create(ctx context.Context, in *sessionv1.Session, requestKey st
 	}
 	request := ""
 	if requestKey != "" {
-		// NUL is in none of the three, so no two of them spell the same key.
-		request = in.GetProject() + "\x00" + in.GetUser() + "\x00" + requestKey
+		request = storage.RequestKey(in, requestKey)
 	}
 	sh.mu.Lock()
 	if id, ok := sh.requests[request]; ok && request != "" {

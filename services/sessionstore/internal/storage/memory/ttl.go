@@ -31,7 +31,7 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 func (s *Store) extend(a storage.Activity, m moment) (*sessionv1.ExtendTTLResponse, uint64, error) {
 	sh := s.shardOf(a.SessionID)
 	if sh == nil {
-		return missing(), 0, nil
+		return lifetime.Missing(), 0, nil
 	}
 	now := m.at // it is judged as of then
 	at := now
@@ -42,7 +42,7 @@ func (s *Store) extend(a storage.Activity, m moment) (*sessionv1.ExtendTTLRespon
 	x := sh.sessions[a.SessionID]
 	if x == nil {
 		sh.mu.Unlock()
-		return missing(), s.lastWrite(), nil
+		return lifetime.Missing(), s.lastWrite(), nil
 	}
 	before := x.state
 	outcome, after := lifetime.Extend(x.terms, before, at, a.EventID, now)
@@ -104,11 +104,6 @@ func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, er
 	h, terms := x.history, x.terms
 	sh.mu.Unlock()
 	return storage.Explain(h, terms), nil
-}
-
-func missing() *sessionv1.ExtendTTLResponse {
-	const o = sessionv1.ExtendTTLResponse_NOT_FOUND
-	return &sessionv1.ExtendTTLResponse{Outcome: o, Reason: lifetime.Reason(o, lifetime.Terms{}, lifetime.State{}, lifetime.State{}, 0)}
 }
 
 // Sweep does what is due on every shard.

@@ -71,8 +71,7 @@ func (s *Store) answered(r reply, at int) (*sessionv1.Session, error) {
 func (s *Store) create(ctx context.Context, sh *shard, in *sessionv1.Session, requestKey string, at asOf) (reply, error) {
 	request := ""
 	if requestKey != "" {
-		// NUL is in none of the three, so no two of them spell the same key.
-		request = in.GetProject() + "\x00" + in.GetUser() + "\x00" + requestKey
+		request = storage.RequestKey(in, requestKey)
 	}
 	fields, err := hash(in, request)
 	if err != nil {

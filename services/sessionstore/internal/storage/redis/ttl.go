@@ -27,7 +27,7 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	for i, a := range items {
 		sh := s.shardOf(a.SessionID)
 		if sh == nil {
-			out[i].Response = missing()
+			out[i].Response = lifetime.Missing()
 			continue
 		}
 		on, args, place = append(on, sh), append(args, s.extendArgs(a, present)), append(place, i)
@@ -81,7 +81,7 @@ func (s *Store) extended(r reply, err error) storage.ExtendResult {
 		return storage.ExtendResult{Err: err}
 	}
 	if r.num(exOutcome) == none {
-		return storage.ExtendResult{Response: missing()}
+		return storage.ExtendResult{Response: lifetime.Missing()}
 	}
 	policy, err := s.policies.decode([]byte(r.text(exPolicy)))
 	if err != nil {
@@ -206,11 +206,6 @@ func decision(parts []string) (lifetime.Decision, error) {
 		At: n[0], Activity: n[1], Outcome: sessionv1.ExtendTTLResponse_Outcome(n[2]), Expire: n[3], Count: int32(n[4]),
 		Cause: n[5], After: n[6], Activities: n[7], Repeats: n[8], EventID: parts[9], Kind: parts[10],
 	}, nil
-}
-
-func missing() *sessionv1.ExtendTTLResponse {
-	const o = sessionv1.ExtendTTLResponse_NOT_FOUND
-	return &sessionv1.ExtendTTLResponse{Outcome: o, Reason: lifetime.Reason(o, lifetime.Terms{}, lifetime.State{}, lifetime.State{}, 0)}
 }
 
 const (
