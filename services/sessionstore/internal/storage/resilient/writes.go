@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"time"
 
 	"github.com/livinguniverse/stoker/pkg/resilience"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -89,11 +88,6 @@ func (s *Store) Replay(ctx context.Context, w storage.Write) error {
 		return struct{}{}, s.Store.Replay(ctx, w)
 	})
 	return err
-}
-
-// Hold holds sweeps. It comes again by itself, soon.
-func (s *Store) Hold(ctx context.Context, holder string, from time.Time) error {
-	return s.Store.Hold(ctx, holder, from)
 }
 
 // SetPolicy stores a policy.
