@@ -12,6 +12,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/fallback"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 // TestSilentRemembersAndAnswersNothing: the store's own errors stay, and Base
@@ -26,17 +27,17 @@ func TestSilentRemembersAndAnswersNothing(t *testing.T) {
 	if _, err := w.GetPolicy(t.Context(), "acme"); !errors.Is(err, storage.ErrNotFound) {
 		t.Fatal(err)
 	}
-	w.down.set(refuses)
+	w.down.Set(storagetest.Refuses)
 	w.clock.Advance(time.Second)
 	for _, id := range []string{id, gone} {
-		if s, err := w.Get(t.Context(), id); !errors.Is(err, errDown) || s != nil {
+		if s, err := w.Get(t.Context(), id); !errors.Is(err, storagetest.ErrDown) || s != nil {
 			t.Errorf("read: %v %v, want the store's own error", s, err)
 		}
 	}
-	if res, err := w.GetMany(t.Context(), []string{id}); !errors.Is(err, errDown) {
+	if res, err := w.GetMany(t.Context(), []string{id}); !errors.Is(err, storagetest.ErrDown) {
 		t.Errorf("read many: %v %v, want the store's own error", res, err)
 	}
-	if p, err := w.GetPolicy(t.Context(), "acme"); !errors.Is(err, errDown) {
+	if p, err := w.GetPolicy(t.Context(), "acme"); !errors.Is(err, storagetest.ErrDown) {
 		t.Errorf("policy: %v %v, want the store's own error", p, err)
 	}
 	if s, age, err := w.Base(id); err != nil || s.GetId() != id || age != time.Second {
@@ -56,7 +57,7 @@ func TestSilentRemembersAndAnswersNothing(t *testing.T) {
 type nodeless struct{ storage.Store }
 
 func (n *nodeless) GetMany(_ context.Context, ids []string) ([]storage.SessionResult, error) {
-	return slices.Repeat([]storage.SessionResult{{Err: errDown}}, len(ids)), nil
+	return slices.Repeat([]storage.SessionResult{{Err: storagetest.ErrDown}}, len(ids)), nil
 }
 
 // TestSilentAboutEach session whose node does not answer.
@@ -83,7 +84,7 @@ func TestBase(t *testing.T) {
 	if err := w.Delete(t.Context(), gone); err != nil {
 		t.Fatal(err)
 	}
-	w.down.set(loses)
+	w.down.Set(storagetest.Loses)
 	if _, err := w.End(t.Context(), doubted, ""); !errors.Is(err, storage.ErrUnavailable) {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/fallback"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 // asked counts the reads that reach a store.
@@ -30,41 +31,41 @@ func TestFresh(t *testing.T) {
 	update := storage.Update{SetLabels: map[string]string{"a": "b"}}
 	labelled := func(s *sessionv1.Session, err error) bool { return err == nil && s.GetLabels()["a"] == "b" }
 	for name, c := range map[string]struct {
-		change func(s *fallback.Store, inner storage.Store, down *faulty, id string)
+		change func(s *fallback.Store, inner storage.Store, down *storagetest.Faulty, id string)
 		asks   bool
 		// seen is what a read must show then; anything where nil.
 		seen func(s *sessionv1.Session, err error) bool
 	}{
-		"nothing": {func(*fallback.Store, storage.Store, *faulty, string) {}, false, nil},
-		"own update": {func(s *fallback.Store, _ storage.Store, _ *faulty, id string) {
+		"nothing": {func(*fallback.Store, storage.Store, *storagetest.Faulty, string) {}, false, nil},
+		"own update": {func(s *fallback.Store, _ storage.Store, _ *storagetest.Faulty, id string) {
 			_, _ = s.Update(ctx, id, update)
 		}, false, labelled},
-		"own update whose answer is lost": {func(s *fallback.Store, _ storage.Store, down *faulty, id string) {
-			down.set(loses)
+		"own update whose answer is lost": {func(s *fallback.Store, _ storage.Store, down *storagetest.Faulty, id string) {
+			down.Set(storagetest.Loses)
 			_, _ = s.Update(ctx, id, update)
-			down.set(works)
+			down.Set(storagetest.Works)
 		}, true, labelled},
-		"own activity": {func(s *fallback.Store, _ storage.Store, _ *faulty, id string) {
+		"own activity": {func(s *fallback.Store, _ storage.Store, _ *storagetest.Faulty, id string) {
 			_, _ = s.Extend(ctx, []storage.Activity{{SessionID: id}})
 		}, true, nil},
-		"own end": {func(s *fallback.Store, _ storage.Store, _ *faulty, id string) {
+		"own end": {func(s *fallback.Store, _ storage.Store, _ *storagetest.Faulty, id string) {
 			_, _ = s.End(ctx, id, "done")
 		}, false, func(s *sessionv1.Session, _ error) bool { return s.GetPhase() == sessionv1.Session_ENDED }},
-		"own end whose answer is lost": {func(s *fallback.Store, _ storage.Store, down *faulty, id string) {
-			down.set(loses)
+		"own end whose answer is lost": {func(s *fallback.Store, _ storage.Store, down *storagetest.Faulty, id string) {
+			down.Set(storagetest.Loses)
 			_, _ = s.End(ctx, id, "done")
-			down.set(works)
+			down.Set(storagetest.Works)
 		}, true, func(s *sessionv1.Session, _ error) bool { return s.GetPhase() == sessionv1.Session_ENDED }},
-		"own delete": {func(s *fallback.Store, _ storage.Store, _ *faulty, id string) {
+		"own delete": {func(s *fallback.Store, _ storage.Store, _ *storagetest.Faulty, id string) {
 			_ = s.Delete(ctx, id)
 		}, true, func(_ *sessionv1.Session, err error) bool { return errors.Is(err, storage.ErrNotFound) }},
-		"own revocation": {func(s *fallback.Store, _ storage.Store, _ *faulty, _ string) {
+		"own revocation": {func(s *fallback.Store, _ storage.Store, _ *storagetest.Faulty, _ string) {
 			_, _ = s.RevokeUser(ctx, "acme", "ann", nil, "out")
 		}, true, func(s *sessionv1.Session, _ error) bool { return s.GetPhase() == sessionv1.Session_ENDED }},
-		"another's update": {func(_ *fallback.Store, inner storage.Store, _ *faulty, id string) {
+		"another's update": {func(_ *fallback.Store, inner storage.Store, _ *storagetest.Faulty, id string) {
 			_, _ = inner.Update(ctx, id, update)
 		}, false, nil},
-		"another's end, heard of": {func(s *fallback.Store, inner storage.Store, _ *faulty, id string) {
+		"another's end, heard of": {func(s *fallback.Store, inner storage.Store, _ *storagetest.Faulty, id string) {
 			_, _ = inner.End(ctx, id, "done")
 			s.Outdated(id)
 		}, true, func(s *sessionv1.Session, _ error) bool { return s.GetPhase() == sessionv1.Session_ENDED }},
@@ -72,7 +73,7 @@ func TestFresh(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inner, clock := inMemory(t)
 			counted := &asked{Store: inner}
-			down := &faulty{Store: counted}
+			down := &storagetest.Faulty{Store: counted}
 			s, err := fallback.New(down, fallback.Options{Clock: clock.Now, Fresh: time.Second})
 			if err != nil {
 				t.Fatal(err)

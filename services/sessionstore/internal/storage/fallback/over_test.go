@@ -11,6 +11,7 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/fallback"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 // TestSeenOverIsNotUndoneByALateRead: another replica has ended or deleted a
@@ -31,7 +32,7 @@ func TestSeenOverIsNotUndoneByALateRead(t *testing.T) {
 				t.Run(fmt.Sprintf("%s, known %v, deleted %v", name, known, deleted), func(t *testing.T) {
 					inner, c := inMemory(t)
 					slow := &late{Store: inner}
-					down := &faulty{Store: slow}
+					down := &storagetest.Faulty{Store: slow}
 					s, err := fallback.New(down, fallback.Options{Clock: c.Now})
 					if err != nil {
 						t.Fatal(err)
@@ -62,7 +63,7 @@ func TestSeenOverIsNotUndoneByALateRead(t *testing.T) {
 					call(s, id)
 					close(answer)
 					reading.Wait()
-					down.set(refuses)
+					down.Set(storagetest.Refuses)
 					if got, err := s.Get(t.Context(), id); err == nil {
 						t.Errorf("it reads as %v", got.GetPhase())
 					}
@@ -88,7 +89,7 @@ func TestShedMayHaveBeenApplied(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inner, c := inMemory(t)
-			s, err := fallback.New(&shed{faulty{Store: inner}}, fallback.Options{Clock: c.Now})
+			s, err := fallback.New(&shed{storagetest.Faulty{Store: inner}}, fallback.Options{Clock: c.Now})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -108,9 +109,11 @@ func TestShedMayHaveBeenApplied(t *testing.T) {
 
 // shed applies what ends sessions, loses the answer and turns the next try
 // away. It answers no reads.
-type shed struct{ faulty }
+type shed struct{ storagetest.Faulty }
 
-func (s *shed) Get(context.Context, string) (*sessionv1.Session, error) { return nil, errDown }
+func (s *shed) Get(context.Context, string) (*sessionv1.Session, error) {
+	return nil, storagetest.ErrDown
+}
 
 func (s *shed) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
 	_, _ = s.Store.End(ctx, id, reason)
@@ -139,20 +142,20 @@ func TestAnAbsenceIsAsOldAsItWasSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.clock.Advance(time.Second)
-	w.down.set(refuses)
+	w.down.Set(storagetest.Refuses)
 	if _, err := w.Get(t.Context(), unread.GetId()); !errors.Is(err, storage.ErrNotFound) {
 		t.Errorf("deleted: %v", err)
 	}
 	if ages := w.told(); len(ages) != 1 || ages[0] != time.Second {
 		t.Errorf("marked %v, want 1 s", ages)
 	}
-	w.down.set(works)
+	w.down.Set(storagetest.Works)
 	later := w.fresh("ann", time.Hour)
 	_ = w.Delete(t.Context(), later.GetId())
 	if _, _, err := w.inner.Create(t.Context(), later, ""); err != nil {
 		t.Fatal(err)
 	}
-	w.down.set(refuses)
+	w.down.Set(storagetest.Refuses)
 	if _, err := w.Get(t.Context(), later.GetId()); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("made elsewhere since: %v", err)
 	}

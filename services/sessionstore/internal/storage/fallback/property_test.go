@@ -10,6 +10,7 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/fallback"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 // history is what one replica has done and seen of each session.
@@ -91,13 +92,13 @@ func (h *history) elsewhere() {
 
 // fault makes the next call fail, or not.
 func (h *history) fault() (heal func()) {
-	h.w.down.set(rapid.SampledFrom([]int{works, works, loses}).Draw(h.T, "fault"))
-	return func() { h.w.down.set(works) }
+	h.w.down.Set(rapid.SampledFrom([]storagetest.Fault{storagetest.Works, storagetest.Works, storagetest.Loses}).Draw(h.T, "fault"))
+	return func() { h.w.down.Set(storagetest.Works) }
 }
 
 func (h *history) end() {
-	defer h.fault()()
 	id := h.pick()
+	defer h.fault()()
 	var err error
 	if rapid.Bool().Draw(h.T, "delete") {
 		err = h.w.Delete(h.Context(), id)
@@ -110,9 +111,9 @@ func (h *history) end() {
 }
 
 func (h *history) revoke() {
-	defer h.fault()()
 	user := rapid.SampledFrom([]string{"ann", "bob"}).Draw(h.T, "whose")
 	spared := h.pick()
+	defer h.fault()()
 	before := map[string]*sessionv1.Session{}
 	for _, id := range h.ids {
 		if s, err := h.w.inner.Get(h.Context(), id); err == nil {
@@ -138,8 +139,8 @@ func (h *history) pass() {
 
 // outage asks for everything while the store is away.
 func (h *history) outage() {
-	h.w.down.set(refuses)
-	defer h.w.down.set(works)
+	h.w.down.Set(storagetest.Refuses)
+	defer h.w.down.Set(storagetest.Works)
 	for _, id := range h.ids {
 		s, err := h.w.Get(h.Context(), id)
 		switch {

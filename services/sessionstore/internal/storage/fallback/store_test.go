@@ -56,90 +56,11 @@ func TestConformance(t *testing.T) {
 	}, nil)
 }
 
-var errDown = fmt.Errorf("%w: connection refused", storage.ErrUnavailable)
-
-// What a faulty store does to a call.
-const (
-	works   = iota
-	refuses // it fails, and nothing was applied
-	loses   // it was applied, and fails
-)
-
-// faulty is a store whose connection fails on demand.
-type faulty struct {
-	storage.Store
-	mu   sync.Mutex
-	mode int
-}
-
-func (f *faulty) set(mode int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.mode = mode
-}
-
-func guarded[T any](f *faulty, call func() (T, error)) (T, error) {
-	f.mu.Lock()
-	mode := f.mode
-	f.mu.Unlock()
-	var none T
-	if mode == refuses {
-		return none, errDown
-	}
-	v, err := call()
-	if mode == loses {
-		return none, errDown
-	}
-	return v, err
-}
-
-func (f *faulty) Get(ctx context.Context, id string) (*sessionv1.Session, error) {
-	return guarded(f, func() (*sessionv1.Session, error) { return f.Store.Get(ctx, id) })
-}
-
-func (f *faulty) GetMany(ctx context.Context, ids []string) ([]storage.SessionResult, error) {
-	return guarded(f, func() ([]storage.SessionResult, error) { return f.Store.GetMany(ctx, ids) })
-}
-
-func (f *faulty) List(ctx context.Context, q storage.ListQuery) (storage.SessionPage, error) {
-	return guarded(f, func() (storage.SessionPage, error) { return f.Store.List(ctx, q) })
-}
-
-func (f *faulty) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
-	return guarded(f, func() (*sessionv1.Session, error) { return f.Store.Update(ctx, id, u) })
-}
-
-func (f *faulty) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
-	return guarded(f, func() (*sessionv1.Session, error) { return f.Store.End(ctx, id, reason) })
-}
-
-func (f *faulty) Delete(ctx context.Context, id string) error {
-	_, err := guarded(f, func() (bool, error) { return true, f.Store.Delete(ctx, id) })
-	return err
-}
-
-func (f *faulty) RevokeUser(ctx context.Context, project, user string, except []string, reason string) (int, error) {
-	return guarded(f, func() (int, error) { return f.Store.RevokeUser(ctx, project, user, except, reason) })
-}
-
-func (f *faulty) GetPolicy(ctx context.Context, project string) (*sessionv1.ProjectPolicy, error) {
-	return guarded(f, func() (*sessionv1.ProjectPolicy, error) { return f.Store.GetPolicy(ctx, project) })
-}
-
-func (f *faulty) SetPolicy(ctx context.Context, project string, p *sessionv1.TTLPolicy) (*sessionv1.ProjectPolicy, error) {
-	return guarded(f, func() (*sessionv1.ProjectPolicy, error) { return f.Store.SetPolicy(ctx, project, p) })
-}
-
-func (f *faulty) DeletePolicy(ctx context.Context, project string) error {
-	_, err := guarded(f, func() (bool, error) { return true, f.Store.DeletePolicy(ctx, project) })
-	return err
-}
-
 // world is a store that can go away, under a fallback that says what it made
 // up for.
 type world struct {
 	*fallback.Store
-	down  *faulty
+	down  *storagetest.Faulty
 	inner *memory.Store
 	clock *storagetest.Clock
 
@@ -150,7 +71,7 @@ type world struct {
 func newWorld(t TB, opts fallback.Options) *world {
 	t.Helper()
 	inner, c := inMemory(t)
-	w := &world{down: &faulty{Store: inner}, inner: inner, clock: c}
+	w := &world{down: &storagetest.Faulty{Store: inner}, inner: inner, clock: c}
 	opts.Clock = c.Now
 	opts.Stale = func(_ context.Context, age time.Duration) {
 		w.mu.Lock()
@@ -197,7 +118,7 @@ func TestAnswersWhatItKnowsAndSaysHowOldItIs(t *testing.T) {
 	if _, err := w.Get(t.Context(), id); err != nil || w.told() != nil {
 		t.Fatalf("while the store answers: %v, marked %v", err, w.told())
 	}
-	w.down.set(refuses)
+	w.down.Set(storagetest.Refuses)
 	w.clock.Advance(20 * time.Second)
 	s, err := w.Get(t.Context(), id)
 	if err != nil || s.GetId() != id || s.GetPhase() != sessionv1.Session_ACTIVE {
@@ -241,14 +162,14 @@ func TestAnswersWhatItKnowsAndSaysHowOldItIs(t *testing.T) {
 func TestWhatIsOverStaysOver(t *testing.T) {
 	for name, c := range map[string]struct {
 		end  func(w *world, id string) error
-		want map[int]error // by what the store does to the call
+		want map[storagetest.Fault]error // by what the store does to the call
 	}{
-		"ended":   {func(w *world, id string) error { _, err := w.End(context.Background(), id, "done"); return err }, map[int]error{works: nil, loses: storage.ErrUnavailable}},
-		"deleted": {func(w *world, id string) error { return w.Delete(context.Background(), id) }, map[int]error{works: storage.ErrNotFound, loses: storage.ErrUnavailable}},
+		"ended":   {func(w *world, id string) error { _, err := w.End(context.Background(), id, "done"); return err }, map[storagetest.Fault]error{storagetest.Works: nil, storagetest.Loses: storage.ErrUnavailable}},
+		"deleted": {func(w *world, id string) error { return w.Delete(context.Background(), id) }, map[storagetest.Fault]error{storagetest.Works: storage.ErrNotFound, storagetest.Loses: storage.ErrUnavailable}},
 		"revoked": {func(w *world, _ string) error {
 			_, err := w.RevokeUser(context.Background(), "acme", "ann", nil, "stolen")
 			return err
-		}, map[int]error{works: nil, loses: storage.ErrUnavailable}},
+		}, map[storagetest.Fault]error{storagetest.Works: nil, storagetest.Loses: storage.ErrUnavailable}},
 		"ended elsewhere": {func(w *world, id string) error {
 			if _, err := w.inner.End(context.Background(), id, "done"); err != nil {
 				return err
@@ -258,17 +179,17 @@ func TestWhatIsOverStaysOver(t *testing.T) {
 				return nil
 			}
 			return fmt.Errorf("appended to a session that is over: %w", err)
-		}, map[int]error{works: storage.ErrUnavailable}},
+		}, map[storagetest.Fault]error{storagetest.Works: storage.ErrUnavailable}},
 	} {
 		for mode, want := range c.want {
 			t.Run(fmt.Sprint(name, " ", mode), func(t *testing.T) {
 				w := newWorld(t, fallback.Options{})
 				id := w.create(t, "ann", time.Hour)
-				w.down.set(mode)
-				if err := c.end(w, id); (err == nil) != (mode == works) {
+				w.down.Set(mode)
+				if err := c.end(w, id); (err == nil) != (mode == storagetest.Works) {
 					t.Fatal(err)
 				}
-				w.down.set(refuses)
+				w.down.Set(storagetest.Refuses)
 				s, err := w.Get(t.Context(), id)
 				if !errors.Is(err, want) || err == nil && s.GetPhase() != sessionv1.Session_ENDED {
 					t.Errorf("%v %v, want %v", s, err, want)
@@ -284,7 +205,7 @@ func TestRevokingSparesTheException(t *testing.T) {
 	if n, err := w.RevokeUser(t.Context(), "acme", "ann", []string{kept}, "stolen"); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}
-	w.down.set(refuses)
+	w.down.Set(storagetest.Refuses)
 	for id, want := range map[string]sessionv1.Session_Phase{kept: sessionv1.Session_ACTIVE, gone: sessionv1.Session_ENDED, other: sessionv1.Session_ACTIVE} {
 		if s, err := w.Get(t.Context(), id); err != nil || s.GetPhase() != want || (want == sessionv1.Session_ENDED && s.GetEndReason() != "stolen") {
 			t.Errorf("%v %v, want %v", s, err, want)
@@ -313,7 +234,7 @@ func (l *late) Get(ctx context.Context, id string) (*sessionv1.Session, error) {
 func TestLateAnswersAreNoNews(t *testing.T) {
 	inner, c := inMemory(t)
 	slow := &late{Store: inner}
-	down := &faulty{Store: slow}
+	down := &storagetest.Faulty{Store: slow}
 	s, err := fallback.New(down, fallback.Options{Clock: c.Now})
 	if err != nil {
 		t.Fatal(err)
@@ -333,7 +254,7 @@ func TestLateAnswersAreNoNews(t *testing.T) {
 	}
 	close(answer)
 	reading.Wait()
-	down.set(refuses)
+	down.Set(storagetest.Refuses)
 	if got, err := s.Get(t.Context(), made.GetId()); !errors.Is(err, storage.ErrNotFound) {
 		t.Errorf("it came back: %v %v", got, err)
 	}
@@ -348,7 +269,7 @@ func TestPolicies(t *testing.T) {
 	if _, err := w.GetPolicy(t.Context(), "none"); !errors.Is(err, storage.ErrNotFound) {
 		t.Fatal(err)
 	}
-	w.down.set(refuses)
+	w.down.Set(storagetest.Refuses)
 	w.clock.Advance(time.Second)
 	if got, err := w.GetPolicy(t.Context(), "acme"); err != nil || got.GetPolicy().GetBaseTtl().AsDuration() != time.Hour {
 		t.Errorf("known: %v %v", got, err)
@@ -383,7 +304,7 @@ func TestBounded(t *testing.T) {
 			t.Fatalf("%d sessions are kept, want at most 10", w.Stats().Sessions)
 		}
 	}
-	w.down.set(refuses)
+	w.down.Set(storagetest.Refuses)
 	known := 0
 	for _, id := range ids {
 		if _, err := w.Get(t.Context(), id); err == nil {

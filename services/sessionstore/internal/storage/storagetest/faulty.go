@@ -114,6 +114,21 @@ func (f *Faulty) Extend(ctx context.Context, items []storage.Activity) ([]storag
 	return guarded(f, func() ([]storage.ExtendResult, error) { return f.Store.Extend(ctx, items) })
 }
 
+// GetPolicy may fail.
+func (f *Faulty) GetPolicy(ctx context.Context, project string) (*sessionv1.ProjectPolicy, error) {
+	return guarded(f, func() (*sessionv1.ProjectPolicy, error) { return f.Store.GetPolicy(ctx, project) })
+}
+
+// SetPolicy may fail.
+func (f *Faulty) SetPolicy(ctx context.Context, project string, p *sessionv1.TTLPolicy) (*sessionv1.ProjectPolicy, error) {
+	return guarded(f, func() (*sessionv1.ProjectPolicy, error) { return f.Store.SetPolicy(ctx, project, p) })
+}
+
+// DeletePolicy may fail.
+func (f *Faulty) DeletePolicy(ctx context.Context, project string) error {
+	return guardedErr(f, func() error { return f.Store.DeletePolicy(ctx, project) })
+}
+
 // Sweep may fail.
 func (f *Faulty) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	return guarded(f, func() (storage.SweepResult, error) { return f.Store.Sweep(ctx) })
