@@ -45,7 +45,7 @@ func (b *backend) openJournal(cfg Config, tel *telemetry.Telemetry, marks *serve
 		return err
 	}
 	b.Store, b.journal = j, j
-	b.standsIn = func() bool { return j.Stats().Err == nil }
+	b.standsIn = func() bool { return j.Err() == nil }
 	return nil
 }
 

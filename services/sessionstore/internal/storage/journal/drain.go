@@ -86,7 +86,7 @@ func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int
 	for {
 		a, then := s.waiting.head(q)
 		if a != nil {
-			err := s.Store.Replay(ctx, a.write)
+			err := s.Replay(ctx, a.write)
 			if err != nil && !final(err) {
 				return false
 			}
@@ -216,46 +216,34 @@ func (s *Store) tidy() {
 // emit writes what counts: the journal's name, the dead letters, and the
 // sessions that wait, with what was replayed of them.
 func (s *Store) emit(put func(record []byte) error, queues []queue) error {
-	name, err := holderRecord(s.holder)
-	if err != nil {
-		return err
-	}
-	if err := put(name); err != nil {
-		return err
-	}
+	w := recordWriter{put: put}
+	w.add(holderRecord(s.holder))
 	for _, l := range s.letters.all() {
-		if err := putAccepted(put, l.write); err != nil {
-			return err
-		}
-		if err := putEncoded(put)(deadRecord(l.write.seq, l.reason)); err != nil {
-			return err
-		}
+		w.add(l.write.encode())
+		w.add(deadRecord(l.write.seq, l.reason))
 	}
 	for _, q := range queues {
 		for i, a := range q.writes {
-			if err := putAccepted(put, a); err != nil {
-				return err
-			}
+			w.add(a.encode())
 			if i < q.next && !s.letters.has(s.letterID(a.seq)) {
-				if err := putEncoded(put)(doneRecord(a.seq)); err != nil {
-					return err
-				}
+				w.add(doneRecord(a.seq))
 			}
 		}
 	}
-	return nil
+	return w.err
 }
 
-func putAccepted(put func(record []byte) error, a *accepted) error {
-	clone := *a // encode takes the size
-	return putEncoded(put)(clone.encode())
+// recordWriter puts records until one fails.
+type recordWriter struct {
+	put func(record []byte) error
+	err error
 }
 
-func putEncoded(put func(record []byte) error) func(record []byte, err error) error {
-	return func(record []byte, err error) error {
-		if err != nil {
-			return err
-		}
-		return put(record)
+func (w *recordWriter) add(record []byte, err error) {
+	if w.err == nil {
+		w.err = err
+	}
+	if w.err == nil {
+		w.err = w.put(record)
 	}
 }

@@ -116,7 +116,7 @@ func (s *Store) RetryDeadLetter(ctx context.Context, id string, drop bool) error
 			u.IfRevision = 0
 			w.Update = &u
 		}
-		if err := s.Store.Replay(ctx, w); err != nil {
+		if err := s.Replay(ctx, w); err != nil {
 			if errors.Is(err, storage.ErrNotFound) {
 				return errGone
 			}

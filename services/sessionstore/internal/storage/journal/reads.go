@@ -224,6 +224,3 @@ func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, er
 	}
 	return out, err
 }
-
-// Replay is the store's underneath: what it is told has a journal already.
-func (s *Store) Replay(ctx context.Context, w storage.Write) error { return s.Store.Replay(ctx, w) }

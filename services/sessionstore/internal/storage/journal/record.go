@@ -29,7 +29,7 @@ type accepted struct {
 	size int64
 }
 
-// encode spells the record and takes its size.
+// encode spells the record.
 func (a *accepted) encode() ([]byte, error) {
 	w := a.write
 	out := &journalv1.Accepted{Seq: a.seq, SessionId: w.SessionID, At: w.At.UnixMilli(), Base: a.base, BaseCursor: a.start, Cursor: w.Cursor}
@@ -54,9 +54,7 @@ func (a *accepted) encode() ([]byte, error) {
 	default:
 		out.Write = &journalv1.Accepted_Append{Append: &journalv1.Append{Events: w.Append}}
 	}
-	b, err := encode(&journalv1.Record{Kind: &journalv1.Record_Accepted{Accepted: out}})
-	a.size = int64(len(b))
-	return b, err
+	return encode(&journalv1.Record{Kind: &journalv1.Record_Accepted{Accepted: out}})
 }
 
 func decode(in *journalv1.Accepted) (*accepted, error) {

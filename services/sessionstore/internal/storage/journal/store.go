@@ -177,22 +177,10 @@ func (s *Store) recover() error {
 	if err := s.disk.open(c.add); err != nil {
 		return err
 	}
-	if s.holder = c.holder; s.holder == "" {
-		s.holder = rand.Text()[:12]
-		record, err := holderRecord(s.holder)
-		if err != nil {
-			return err
-		}
-		at, err := s.disk.append(record)
-		if err != nil {
-			return err
-		}
-		if err := at.wait(context.Background()); err != nil {
-			return err
-		}
-	}
-	if c.holder != "" {
+	if s.holder = c.holder; s.holder != "" {
 		s.said.Store(s.now().UnixMilli()) // what the process before has said is not known
+	} else if err := s.name(); err != nil {
+		return err
 	}
 	s.take(c)
 	if n := s.depth.Load(); n > 0 {
@@ -200,6 +188,20 @@ func (s *Store) recover() error {
 		s.poke()
 	}
 	return nil
+}
+
+// name gives a new journal its name.
+func (s *Store) name() error {
+	s.holder = rand.Text()[:12]
+	record, err := holderRecord(s.holder)
+	if err != nil {
+		return err
+	}
+	at, err := s.disk.append(record)
+	if err != nil {
+		return err
+	}
+	return at.wait(context.Background())
 }
 
 // take rebuilds what waits: each session that has writes left starts from what
@@ -280,9 +282,12 @@ type Stats struct {
 // Stats returns them.
 func (s *Store) Stats() Stats {
 	out := s.waiting.stats()
-	out.DeadLetters, out.Err = s.letters.count(), s.disk.failure()
+	out.DeadLetters, out.Err = s.letters.count(), s.Err()
 	return out
 }
+
+// Err returns why the journal cannot be written, nil while it can.
+func (s *Store) Err() error { return s.disk.failure() }
 
 // Close replays what it can within a short time, and closes the store
 // underneath. What is left is replayed after the next start.

@@ -4,6 +4,8 @@ import (
 	"container/list"
 	"sync"
 	"time"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
 // queue are the writes of one session, the oldest first. Those before next are
@@ -13,8 +15,6 @@ type queue struct {
 	id     string
 	writes []*accepted
 	next   int
-	// place is in the order of drains; nil while it is being drained.
-	place *list.Element
 	// key is the request key that one of them creates the session under.
 	key string
 }
@@ -23,7 +23,7 @@ type queue struct {
 type waiting struct {
 	mu       sync.Mutex
 	queues   map[string]*queue
-	order    *list.List // of *queue: who is drained next
+	order    *list.List // of *queue: who is drained next; without those that are being drained
 	keys     map[string]string
 	seq      int64
 	count    int64 // writes to be replayed
@@ -95,17 +95,14 @@ func (w *waiting) pull() *queue {
 		return nil
 	}
 	q, _ := w.order.Remove(e).(*queue)
-	q.place = nil
 	return q
 }
 
-// later puts a queue that has writes left behind all others.
+// later puts a queue that was pulled, and has not left, behind all others.
 func (w *waiting) later(q *queue) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.queues[q.id] == q && q.place == nil {
-		q.place = w.order.PushBack(q)
-	}
+	w.order.PushBack(q)
 }
 
 func (w *waiting) sessions() int {
@@ -141,12 +138,12 @@ func (s *Store) push(a *accepted, done bool) {
 	q := w.queues[id]
 	if q == nil {
 		q = &queue{id: id}
-		q.place = w.order.PushBack(q)
+		w.order.PushBack(q)
 		w.queues[id] = q
 	}
 	q.writes = append(q.writes, a)
 	if c := a.write.Create; c != nil && c.RequestKey != "" {
-		q.key = requestKey(c.Session, c.RequestKey)
+		q.key = storage.RequestKey(c.Session, c.RequestKey)
 		w.keys[q.key] = id
 	}
 	w.kept++

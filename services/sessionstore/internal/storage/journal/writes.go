@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
@@ -146,6 +144,7 @@ func (s *Store) start(now time.Time) string {
 // not acknowledged.
 func (s *Store) enqueue(a *accepted) (place, error) {
 	record, err := a.encode()
+	a.size = int64(len(record))
 	var at place
 	if err == nil {
 		at, err = s.disk.append(record)
@@ -175,88 +174,6 @@ func (s *Store) known(ctx context.Context, id string, revision int64) error {
 		return unavailable(errWaiting)
 	}
 	return nil
-}
-
-type created struct {
-	session *sessionv1.Session
-	existed bool
-}
-
-// Create stores a session.
-func (s *Store) Create(ctx context.Context, in *sessionv1.Session, key string) (*sessionv1.Session, bool, error) {
-	under := ""
-	if key != "" {
-		under = requestKey(in, key)
-		if sess, err := s.underKey(ctx, in, under); sess != nil || err != nil {
-			return sess, true, err
-		}
-	}
-	out, err := writeWith(ctx, s, in.GetId(), with{key: under}, func() (created, error) {
-		sess, existed, err := s.Store.Create(ctx, in, key)
-		return created{sess, existed}, err
-	}, func(at time.Time) (created, *storage.Write, error) {
-		if sess, err := s.madeUnder(ctx, in, under); sess != nil || err != nil {
-			return created{sess, true}, nil, err
-		}
-		sess, existed, err := s.shadow.Create(ctx, in, key)
-		if err != nil || sess.GetId() != in.GetId() || s.waiting.has(in.GetId()) {
-			return created{sess, existed}, nil, err
-		}
-		return created{sess, false}, s.told(ctx, &storage.Write{
-			SessionID: in.GetId(), At: at, Create: &storage.CreateWrite{Session: in, RequestKey: key},
-		}), nil
-	})
-	if err == nil && key != "" {
-		s.made.Set(under, out.session.GetId())
-	}
-	return out.session, out.existed, err
-}
-
-// madeUnder returns the session that was made under a request key before the
-// store underneath went away, nil where none was, as far as it is known here.
-func (s *Store) madeUnder(ctx context.Context, in *sessionv1.Session, key string) (*sessionv1.Session, error) {
-	id, ok := s.made.GetIfPresent(key)
-	if !ok || id == in.GetId() || s.waiting.has(id) {
-		return nil, nil //nolint:nilnil // none is an answer
-	}
-	sess, age, err := s.opts.Base(id)
-	switch {
-	case errors.Is(err, storage.ErrNotFound):
-		return nil, nil //nolint:nilnil // deleted: the key is free again
-	case err != nil:
-		return nil, err
-	}
-	s.opts.Stale(ctx, age)
-	return sess, nil
-}
-
-// underKey returns the session that waits to be created under a request key,
-// nil for none.
-func (s *Store) underKey(ctx context.Context, in *sessionv1.Session, key string) (*sessionv1.Session, error) {
-	id, ok := s.waiting.created(key)
-	if !ok || id == in.GetId() {
-		return nil, nil //nolint:nilnil // none is an answer
-	}
-	sess, err := s.Get(ctx, id)
-	if errors.Is(err, storage.ErrNotFound) {
-		return nil, nil //nolint:nilnil // deleted: the key is free again
-	}
-	if err != nil {
-		return nil, err
-	}
-	at, err := s.disk.last()
-	if err == nil {
-		err = at.wait(ctx)
-	}
-	if err != nil {
-		return nil, err
-	}
-	s.opts.Marked(ctx)
-	return sess, nil
-}
-
-func requestKey(in *sessionv1.Session, key string) string {
-	return in.GetProject() + "\x00" + in.GetUser() + "\x00" + key
 }
 
 // Update changes a session.
@@ -326,133 +243,6 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 			}
 			return cursors, &storage.Write{SessionID: id, At: at, Append: told}, nil
 		})
-}
-
-// Extend reports activity. Those reports that the store underneath did not
-// answer, and those of sessions that have writes waiting, are accepted here.
-func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage.ExtendResult, error) {
-	items = slices.Clone(items)
-	out := make([]storage.ExtendResult, len(items))
-	var ask []int
-	for i := range items {
-		if items[i].Time.IsZero() {
-			items[i].Time = s.now()
-		}
-		if !s.holds(items[i].SessionID) {
-			ask = append(ask, i)
-		}
-	}
-	asked, err := s.extendBelow(ctx, items, ask, out)
-	if err != nil {
-		return nil, err
-	}
-	var places []place
-	marked := false
-	for i, a := range items {
-		if asked[i] && !wanted(ctx, out[i].Err) {
-			continue
-		}
-		if at, taken := s.extend(ctx, a, &out[i]); taken {
-			places, marked = append(places, at), true
-		}
-	}
-	for _, at := range places {
-		if err := at.wait(ctx); err != nil {
-			return nil, err
-		}
-	}
-	if marked {
-		s.opts.Marked(ctx)
-	}
-	return out, nil
-}
-
-// extendBelow asks the store underneath about some of the items.
-func (s *Store) extendBelow(ctx context.Context, items []storage.Activity, which []int, out []storage.ExtendResult) (asked []bool, err error) {
-	asked = make([]bool, len(items))
-	if len(which) == 0 {
-		return asked, nil
-	}
-	some := items
-	if len(which) < len(items) {
-		some = make([]storage.Activity, len(which))
-		for j, i := range which {
-			some[j] = items[i]
-		}
-	}
-	res, err := s.Store.Extend(ctx, some)
-	if err != nil && !wanted(ctx, err) {
-		return nil, err
-	}
-	for j, i := range which {
-		asked[i] = true
-		if err != nil {
-			out[i].Err = err
-		} else {
-			out[i] = res[j]
-		}
-	}
-	return asked, nil
-}
-
-// extend accepts one report, which the store underneath failed to answer where
-// out has an error; false where the answer is not from here.
-func (s *Store) extend(ctx context.Context, a storage.Activity, out *storage.ExtendResult) (place, bool) {
-	for {
-		at, err := s.report(ctx, a, out)
-		if err == nil {
-			return at, true
-		}
-		if !errors.Is(err, errLeft) {
-			if *out = (storage.ExtendResult{Err: err}); errors.Is(err, storage.ErrNotFound) { // deleted here
-				*out = storage.ExtendResult{Response: lifetime.Missing()}
-			}
-			return place{}, false
-		}
-		one, err := s.Store.Extend(ctx, []storage.Activity{a})
-		if err == nil {
-			*out, err = one[0], one[0].Err
-		} else {
-			*out = storage.ExtendResult{Err: err}
-		}
-		if !wanted(ctx, err) {
-			return place{}, false
-		}
-	}
-}
-
-func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.ExtendResult) (place, error) {
-	// What was applied must be written down, also when the caller leaves between.
-	ctx = context.WithoutCancel(ctx)
-	return s.accept(a.SessionID, with{cause: out.Err}, func(at time.Time) (*storage.Write, error) {
-		before, err := s.shadow.Get(ctx, a.SessionID)
-		if err != nil {
-			return nil, err
-		}
-		if before.GetEndTime() == nil && lifetime.Millis(before.GetExpireTime()) < s.said.Load() {
-			return nil, unavailable(errWaiting) // it may have been let go
-		}
-		res, err := s.shadow.Extend(ctx, []storage.Activity{a})
-		if err != nil {
-			return nil, err
-		}
-		*out = res[0]
-		switch out.Response.GetOutcome() {
-		case sessionv1.ExtendTTLResponse_TOO_LATE, sessionv1.ExtendTTLResponse_ENDED:
-			if before.GetEndTime() == nil {
-				return nil, unavailable(errWaiting)
-			}
-			return nil, nil //nolint:nilnil // nothing to be replayed
-		case sessionv1.ExtendTTLResponse_EXTENDED:
-			return s.told(ctx, &storage.Write{SessionID: a.SessionID, At: at, Extend: &a}), nil
-		default:
-			after, err := s.shadow.Get(ctx, a.SessionID)
-			if err != nil || !after.GetLastActivityTime().AsTime().After(before.GetLastActivityTime().AsTime()) {
-				return nil, err
-			}
-		}
-		return &storage.Write{SessionID: a.SessionID, At: at, Extend: &a}, nil
-	})
 }
 
 // told gives a write the time and the cursor of the lifecycle event that the
