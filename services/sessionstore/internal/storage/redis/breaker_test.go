@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
 	"github.com/livinguniverse/stoker/pkg/resilience"
@@ -15,6 +18,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 // guarded opens a store whose breakers can be looked at.
@@ -76,12 +80,12 @@ func TestOutageOpensAndRecovers(t *testing.T) {
 			if err := outage.end(server); err != nil {
 				t.Fatal(err)
 			}
-			until(t, "the breakers close again", func() bool {
+			storagetest.Until(t, "the breakers close again", func() bool {
 				_, _ = s.Get(t.Context(), id)
 				_, _ = s.Extend(t.Context(), []storage.Activity{{SessionID: id}})
 				return !breakers.Degraded(redis.ClassRead, redis.ClassWrite)
 			})
-			until(t, "the feed is followed again", func() bool { return state(breakers, redis.ClassStream).State == resilience.Closed })
+			storagetest.Until(t, "the feed is followed again", func() bool { return state(breakers, redis.ClassStream).State == resilience.Closed })
 		})
 	}
 }
@@ -148,7 +152,7 @@ func TestAnswersAndDeparturesMoveNoBreaker(t *testing.T) {
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it answers again", func() bool {
+	storagetest.Until(t, "it answers again", func() bool {
 		_, err := s.Get(t.Context(), id)
 		return err == nil
 	})
@@ -187,9 +191,60 @@ func TestFullServerIsAFault(t *testing.T) {
 	if err := client.ConfigSet(t.Context(), "maxmemory", "0").Err(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "writes are taken again", func() bool { return event(100) == nil })
+	storagetest.Until(t, "writes are taken again", func() bool { return event(100) == nil })
 	page, err := s.ListEvents(t.Context(), storage.EventQuery{SessionID: id, After: "0", Limit: 100})
 	if err != nil || len(page.Events) != 2 {
 		t.Errorf("%v, %v: want session:created and the one that was acknowledged", page.Events, err)
+	}
+}
+
+// TestBusyServerIsAFault: a server that answers, but only that it can do nothing,
+// is as good as away. Every kind of call says so, and its breaker opens.
+func TestBusyServerIsAFault(t *testing.T) {
+	server := redistest.Start(t, "--busy-reply-threshold", "1")
+	s, breakers := guarded(t, server.URL(), 5*time.Second, time.Hour)
+	id, _ := create(t, s, newSession(1, "ann", time.Hour), "")
+	raw := goredis.NewClient(&goredis.Options{Addr: server.Addr, ReadTimeout: time.Minute, MaxRetries: -1})
+	defer raw.Close()
+	var script sync.WaitGroup
+	script.Go(func() { _ = raw.Eval(t.Context(), "while true do end", nil).Err() })
+	defer script.Wait()
+	defer func() {
+		if err := raw.ScriptKill(t.Context()).Err(); err != nil {
+			t.Error(err)
+		}
+	}()
+	storagetest.Until(t, "the script runs", func() bool {
+		err := raw.Ping(t.Context()).Err()
+		return err != nil && strings.HasPrefix(err.Error(), "BUSY ")
+	})
+
+	for name, call := range map[string]func() error{
+		"get":    func() error { _, err := s.Get(t.Context(), id); return err },
+		"update": func() error { _, err := s.Update(t.Context(), id, storage.Update{}); return err },
+		"list":   func() error { _, err := s.List(t.Context(), storage.ListQuery{User: "ann", Limit: 10}); return err },
+		"end":    func() error { _, err := s.End(t.Context(), id, "done"); return err },
+		"delete": func() error { return s.Delete(t.Context(), id) },
+		"get many": func() error {
+			r, err := s.GetMany(t.Context(), []string{id})
+			return errors.Join(err, r[0].Err)
+		},
+		"extend": func() error {
+			r, err := s.Extend(t.Context(), []storage.Activity{{SessionID: id}})
+			return errors.Join(err, r[0].Err)
+		},
+	} {
+		if err := call(); !errors.Is(err, storage.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, class := range []string{redis.ClassRead, redis.ClassWrite} {
+		for range 5 {
+			_, _ = s.Get(t.Context(), id)
+			_, _ = s.End(t.Context(), id, "done")
+		}
+		if st := state(breakers, class); st.State != resilience.Open {
+			t.Errorf("%s: %+v", class, st)
+		}
 	}
 }

@@ -4,7 +4,11 @@ package redis_test
 
 import (
 	"context"
+	"errors"
+	"os/exec"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -43,5 +47,72 @@ func TestClusterConformance(t *testing.T) {
 				},
 			})
 		})
+	}
+}
+
+// TestClusterFollowsSlotsThatMove: while slots go from one node to another, the
+// calls go with them. A call may meet a slot on its way, but no session is ever
+// missing, nor is an answer that says where it went mistaken for a session.
+func TestClusterFollowsSlotsThatMove(t *testing.T) {
+	cluster := redistest.StartCluster(t, 3)
+	s := open(t, cluster.URL())
+	var ids []string
+	for range 60 {
+		id, _ := create(t, s, newSession(len(ids)%storagetest.Shards, "ann", time.Hour), "")
+		ids = append(ids, id)
+	}
+	node := func(n int) string {
+		client := goredis.NewClient(&goredis.Options{Addr: cluster.Nodes[n].Addr})
+		defer client.Close()
+		id, err := client.ClusterMyID(t.Context()).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var answered, away atomic.Int64
+	for w := range 4 {
+		wg.Go(func() {
+			for n := w; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				id := ids[n%len(ids)]
+				_, err := s.Get(t.Context(), id)
+				many, err2 := s.GetMany(t.Context(), []string{id})
+				_, err3 := s.Update(t.Context(), id, storage.Update{})
+				for _, err := range []error{err, errors.Join(err2, many[0].Err), err3} {
+					switch {
+					case err == nil:
+						answered.Add(1)
+					case errors.Is(err, storage.ErrUnavailable):
+						away.Add(1)
+					default:
+						t.Errorf("while slots move: %v", err)
+						return
+					}
+				}
+			}
+		})
+	}
+	out, err := exec.CommandContext(t.Context(), "redis-cli", "--cluster", "reshard", cluster.Nodes[0].Addr,
+		"--cluster-from", node(0), "--cluster-to", node(1), "--cluster-slots", "5400", "--cluster-yes").CombinedOutput()
+	close(stop)
+	wg.Wait()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	t.Logf("%d calls answered, %d met a slot on its way", answered.Load(), away.Load())
+	if a := answered.Load(); a < 1000 || away.Load() > a/10 {
+		t.Error("too few answers")
+	}
+	for _, id := range ids {
+		if _, err := s.Get(t.Context(), id); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -68,51 +68,41 @@ var sessionArgs = func() []any {
 	return out
 }()
 
-// read builds the command that fetches a session, and more fields of it.
-func read(ctx context.Context, sh *shard, id string, more ...string) *goredis.SliceCmd {
-	args := readArgs(sh, id, len(more))
+// read builds the command that fetches a session, and more fields of it. A raw
+// reply would take less memory, but go-redis takes every raw reply for a success,
+// also LOADING and MOVED.
+func read(ctx context.Context, sh *shard, id string, more ...string) *goredis.StringSliceCmd {
+	args := make([]any, 0, 2+len(sessionArgs)+len(more))
+	args = append(append(args, "hmget", sh.session(id)), sessionArgs...)
 	for _, f := range more {
 		args = append(args, f)
 	}
-	return goredis.NewSliceCmd(ctx, args...)
+	return goredis.NewStringSliceCmd(ctx, args...)
 }
 
-// fetch builds the command that fetches a session; row reads its answer.
-func fetch(ctx context.Context, sh *shard, id string) *goredis.RawCmd {
-	return goredis.NewRawCmd(ctx, readArgs(sh, id, 0)...)
-}
-
-func readArgs(sh *shard, id string, more int) []any {
-	args := make([]any, 0, 2+len(sessionArgs)+more)
-	return append(append(args, "hmget", sh.session(id)), sessionArgs...)
-}
-
-// session builds the message from the fields as a command or script returned
-// them, as of now.
+// session builds the message from the fields as a script returned them, as of
+// now.
 func (s *Store) session(vals []any, now int64) (*sessionv1.Session, error) {
 	var r row
 	if len(vals) != len(r) {
 		return nil, storage.ErrNotFound
 	}
 	for i, v := range vals {
-		if text, ok := v.(string); ok {
-			r[i] = []byte(text)
-		}
+		r[i], _ = v.(string)
 	}
 	return s.message(&r, now)
 }
 
-// parsed builds it from the answer to fetch.
-func (s *Store) parsed(raw []byte, now int64) (*sessionv1.Session, error) {
-	r, err := parseRow(raw)
-	if err != nil {
-		return nil, err
+// parsed builds it from the answer to read.
+func (s *Store) parsed(vals []string, now int64) (*sessionv1.Session, error) {
+	if len(vals) < len(row{}) {
+		return nil, fmt.Errorf("%w: %d fields of a session", errReply, len(vals))
 	}
-	return s.message(&r, now)
+	return s.message((*row)(vals), now)
 }
 
 func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
-	if r[0] == nil {
+	if r[0] == "" {
 		return nil, storage.ErrNotFound
 	}
 	m := &struct {
@@ -120,7 +110,7 @@ func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
 		cap, expire, lastActivity, update, end timestamppb.Timestamp
 	}{} // one piece of memory
 	out := &m.session
-	if err := proto.Unmarshal(r[0], out); err != nil {
+	if err := proto.Unmarshal([]byte(r[0]), out); err != nil {
 		return nil, fmt.Errorf("stored session: %w", err)
 	}
 	policy, err := s.policies.decode(r[1])
@@ -130,9 +120,9 @@ func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
 	if out.Labels, err = decodeLabels(r[2]); err != nil {
 		return nil, err
 	}
-	if r[3] != nil {
+	if r[3] != "" {
 		out.Data = &structpb.Value{}
-		if err := proto.Unmarshal(r[3], out.GetData()); err != nil {
+		if err := proto.Unmarshal([]byte(r[3]), out.GetData()); err != nil {
 			return nil, fmt.Errorf("stored data: %w", err)
 		}
 	}
@@ -141,8 +131,8 @@ func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
 	out.TtlPolicy, out.CapTime = policy, lifetime.SetTime(&m.cap, t.Cap)
 	out.ExpireTime, out.ExtensionCount, out.LastActivityTime = lifetime.SetTime(&m.expire, st.Expire), st.Count, lifetime.SetTime(&m.lastActivity, st.LastActivity)
 	out.Revision, out.UpdateTime = number(r[8]), lifetime.SetTime(&m.update, number(r[9]))
-	if over := overPhase(string(r[4])); over != sessionv1.Session_PHASE_UNSPECIFIED {
-		out.Phase, out.EndTime, out.EndReason = over, lifetime.SetTime(&m.end, number(r[10])), string(r[11])
+	if over := overPhase(r[4]); over != sessionv1.Session_PHASE_UNSPECIFIED {
+		out.Phase, out.EndTime, out.EndReason = over, lifetime.SetTime(&m.end, number(r[10])), r[11]
 	} else {
 		out.Phase = lifetime.Phase(t, st, now)
 	}
@@ -170,15 +160,15 @@ type policyCache struct {
 
 const maxPolicies = 1024
 
-func (c *policyCache) decode(raw []byte) (*sessionv1.TTLPolicy, error) {
+func (c *policyCache) decode(raw string) (*sessionv1.TTLPolicy, error) {
 	c.mu.RLock()
-	p := c.byText[string(raw)]
+	p := c.byText[raw]
 	c.mu.RUnlock()
 	if p != nil {
 		return p, nil
 	}
 	p = &sessionv1.TTLPolicy{}
-	if err := proto.Unmarshal(raw, p); err != nil {
+	if err := proto.Unmarshal([]byte(raw), p); err != nil {
 		return nil, fmt.Errorf("stored policy: %w", err)
 	}
 	c.mu.Lock()
@@ -186,6 +176,6 @@ func (c *policyCache) decode(raw []byte) (*sessionv1.TTLPolicy, error) {
 	if c.byText == nil || len(c.byText) >= maxPolicies {
 		c.byText = map[string]*sessionv1.TTLPolicy{}
 	}
-	c.byText[string(raw)] = p
+	c.byText[raw] = p
 	return p, nil
 }

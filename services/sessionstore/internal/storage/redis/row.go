@@ -1,7 +1,6 @@
 package redis
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"strconv"
@@ -11,52 +10,25 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 )
 
-// row is what the fields of a session hold, nil where there is none, in the
-// order of sessionFields.
-type row [12][]byte
+// row is what the fields of a session hold, in the order of sessionFields. None
+// of those that matter is ever empty, so an empty one is one that is not there.
+type row [12]string
 
-// parseRow reads the answer to fetch as it came over the wire: a list of strings
-// and nulls, in the version 2 or 3 of the protocol. The fields share its memory.
-func parseRow(raw []byte) (row, error) {
-	var out row
-	line, raw, _ := bytes.Cut(raw, crlf)
-	if string(line) != "*"+strconv.Itoa(len(out)) {
-		return out, fmt.Errorf("%w: list of %q", errReply, line)
-	}
-	for i := range out {
-		if line, raw, _ = bytes.Cut(raw, crlf); len(line) == 0 {
-			return out, fmt.Errorf("%w: ends at field %d", errReply, i)
-		}
-		if line[0] == '_' || string(line) == "$-1" {
-			continue
-		}
-		n := number(line[1:])
-		if line[0] != '$' || n < 0 || n > int64(len(raw)-len(crlf)) {
-			return out, fmt.Errorf("%w: field %d is %q", errReply, i, line)
-		}
-		out[i], raw = raw[:n:n], raw[n+int64(len(crlf)):]
-	}
-	return out, nil
-}
-
-var (
-	crlf     = []byte("\r\n")
-	errReply = errors.New("malformed answer of Redis")
-)
+var errReply = errors.New("malformed answer of Redis")
 
 // number reads a decimal number; what is none is 0.
-func number(text []byte) int64 {
-	n, _ := strconv.ParseInt(string(text), 10, 64) // takes no memory for it
+func number(text string) int64 {
+	n, _ := strconv.ParseInt(text, 10, 64)
 	return n
 }
 
 // decodeLabels reads what encodeLabels has written. By itself proto takes the
 // slow way of reflection for maps.
-func decodeLabels(raw []byte) (map[string]string, error) {
-	if len(raw) == 0 {
+func decodeLabels(stored string) (map[string]string, error) {
+	if stored == "" {
 		return nil, nil //nolint:nilnil // no labels
 	}
-	labels := map[string]string{}
+	labels, raw := map[string]string{}, []byte(stored)
 	for len(raw) > 0 {
 		field, entry, n := bytesField(raw)
 		if n < 0 || field != labelsField {

@@ -90,7 +90,7 @@ func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) 
 		return nil, storage.ErrNotFound
 	}
 	ctx, end := s.span(ctx, "get")
-	cmd := fetch(ctx, sh, id)
+	cmd := read(ctx, sh, id)
 	err := failure(s.conn.read.do(ctx, cmd))
 	end(err)
 	if err != nil {
@@ -107,11 +107,11 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 	ctx, end := s.span(ctx, "get_many")
 	defer end(nil)
 	out := make([]storage.SessionResult, len(ids))
-	cmds := make([]*goredis.RawCmd, len(ids))
+	cmds := make([]*goredis.StringSliceCmd, len(ids))
 	asked := make([]goredis.Cmder, 0, len(ids))
 	for i, id := range ids {
 		if sh := s.shardOf(id); sh != nil {
-			cmds[i] = fetch(ctx, sh, id)
+			cmds[i] = read(ctx, sh, id)
 			asked = append(asked, cmds[i])
 		} else {
 			out[i].Err = storage.ErrNotFound

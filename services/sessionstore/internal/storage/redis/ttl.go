@@ -83,7 +83,7 @@ func (s *Store) extended(r reply, err error) storage.ExtendResult {
 	if r.num(exOutcome) == none {
 		return storage.ExtendResult{Response: lifetime.Missing()}
 	}
-	policy, err := s.policies.decode([]byte(r.text(exPolicy)))
+	policy, err := s.policies.decode(r.text(exPolicy))
 	if err != nil {
 		return storage.ExtendResult{Err: err}
 	}
@@ -128,7 +128,7 @@ func (s *Store) explanation(vals []any) (storage.Explanation, error) {
 		return storage.Explanation{}, storage.ErrNotFound
 	}
 	r := reply(vals)
-	policy, err := s.policies.decode([]byte(r.text(1)))
+	policy, err := s.policies.decode(r.text(1))
 	if err != nil {
 		return storage.Explanation{}, err
 	}

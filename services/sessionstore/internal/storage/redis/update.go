@@ -89,13 +89,13 @@ func (s *Store) before(ctx context.Context, id string, at asOf) (*sessionv1.Sess
 		return nil, nil, err
 	}
 	vals := cmd.Val()
-	if len(vals) != len(sessionFields)+1 {
-		return nil, nil, storage.ErrNotFound
-	}
 	when := at.ms
 	if at == present {
 		when = s.now()
 	}
-	old, err := s.session(vals[:len(sessionFields)], when)
-	return old, strings.Fields(reply(vals).text(len(sessionFields))), err
+	old, err := s.parsed(vals, when)
+	if err != nil {
+		return nil, nil, err
+	}
+	return old, strings.Fields(vals[len(sessionFields)]), nil
 }
