@@ -114,7 +114,7 @@ func TestFullDisk(t *testing.T) {
 				t.Error("the failure is not told")
 			}
 			full.Store(false)
-			until(t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
+			storagetest.Until(t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
 			must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("after")}))
 			kept++
 			r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Refuses)
@@ -153,7 +153,7 @@ func TestFullDiskDrains(t *testing.T) {
 		t.Errorf("it is %v", got)
 	}
 	full.Store(false)
-	until(t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
+	storagetest.Until(t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
 }
 
 // TestReadOnly: a directory that cannot be written is refused at the start.
@@ -218,7 +218,7 @@ func TestTidy(t *testing.T) {
 		must[*sessionv1.Session](t)(r.Update(ctx, other, label("big", big)))
 	}
 	r.drained()
-	until(t, "the log is small again", func() bool { return r.disk.size() < tidyBytes })
+	storagetest.Until(t, "the log is small again", func() bool { return r.disk.size() < tidyBytes })
 	r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Works)
 	if page, more := r.DeadLetters(10, ""); len(page) != 1 || more || page[0].SessionID != id {
 		t.Errorf("dead letters: %+v, %v", page, more)

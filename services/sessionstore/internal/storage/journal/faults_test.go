@@ -29,7 +29,7 @@ func TestNoAnswerFromABrokenDisk(t *testing.T) {
 	full.Store(true)
 	_, _, err := r.Create(ctx, r.fresh("ann"), "k")
 	wantErr(t, err, storage.ErrJournal)
-	until(t, "the journal has been found broken", func() bool {
+	storagetest.Until(t, "the journal has been found broken", func() bool {
 		r.disk.mu.RLock()
 		defer r.disk.mu.RUnlock()
 		return r.disk.log == nil
@@ -64,7 +64,7 @@ func TestTidyWaitsForWrites(t *testing.T) {
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); r.tidy() }()
-	until(t, "the snapshot waits, or is there", func() bool {
+	storagetest.Until(t, "the snapshot waits, or is there", func() bool {
 		select {
 		case <-done:
 			return true

@@ -43,7 +43,7 @@ func TestNextOutageAtOnce(t *testing.T) {
 		u.misses.Store(0)
 		u.set.Store(true)
 		r.below.Set(storagetest.Works)
-		until(t, "the write is replayed and the session cannot be read", func() bool { return r.Stats().Waiting == 0 && u.misses.Load() > 1 })
+		storagetest.Until(t, "the write is replayed and the session cannot be read", func() bool { return r.Stats().Waiting == 0 && u.misses.Load() > 1 })
 		r.below.Set(storagetest.Refuses)
 		u.set.Store(false)
 		must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event(fmt.Sprint("in the next ", round))}))

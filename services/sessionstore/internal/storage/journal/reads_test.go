@@ -131,7 +131,7 @@ func TestWhatWouldMissSome(t *testing.T) {
 	r.below.Set(storagetest.Refuses)
 	id := r.create("ann")
 	r.below.Set(storagetest.Works)
-	until(t, "it was tried", tried.Load)
+	storagetest.Until(t, "it was tried", tried.Load)
 	asks := map[string]func() error{
 		"List":        func() error { _, err := r.List(ctx, storage.ListQuery{Limit: 10}); return err },
 		"ActiveUsers": func() error { _, err := r.ActiveUsers(ctx, storage.ListQuery{Limit: 10}); return err },

@@ -12,6 +12,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 func mayBeAway(o *redis.Options) {
@@ -56,8 +57,8 @@ func TestStartsBeforeRedis(t *testing.T) {
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "Redis has come", func() bool { return s.Status(t.Context()).Err == nil })
-	until(t, "the session is stored", func() bool {
+	storagetest.Until(t, "Redis has come", func() bool { return s.Status(t.Context()).Err == nil })
+	storagetest.Until(t, "the session is stored", func() bool {
 		_, _, err := s.Create(t.Context(), newSession(1, "ann", time.Minute), "r")
 		return err == nil
 	})
@@ -102,7 +103,7 @@ func TestOtherDataIsRefusedForGood(t *testing.T) {
 	refused := func(err error) bool {
 		return err != nil && !errors.Is(err, storage.ErrUnavailable) && strings.Contains(err.Error(), "--shards: got 3, but this Redis was first used with 7")
 	}
-	until(t, "Redis is reached", func() bool { return !errors.Is(s.Status(t.Context()).Err, storage.ErrUnavailable) })
+	storagetest.Until(t, "Redis is reached", func() bool { return !errors.Is(s.Status(t.Context()).Err, storage.ErrUnavailable) })
 	if err := s.Status(t.Context()).Err; !refused(err) {
 		t.Errorf("status: %v", err)
 	}
@@ -146,7 +147,7 @@ func TestTheCheckIsMadeOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for range 50 {
 		all.Go(func() {
-			until(t, "a read is answered", func() bool {
+			storagetest.Until(t, "a read is answered", func() bool {
 				_, err := s.Get(t.Context(), sessionid.New(1))
 				return errors.Is(err, storage.ErrNotFound)
 			})

@@ -49,15 +49,6 @@ func raw(t testing.TB, server *redistest.Server) *goredis.Client {
 }
 
 // until waits for something that the clock brings about.
-func until(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
-}
-
 // TestGroupBeginsAtTheOldestEntry: a new group is given all that was appended
 // before it, even what is ahead of the clock, as after one was set back.
 func TestGroupBeginsAtTheOldestEntry(t *testing.T) {
@@ -170,7 +161,7 @@ func TestNothingIsLeftOfPurgedSessions(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, "only what is there once", func() bool {
+	storagetest.Until(t, "only what is there once", func() bool {
 		if _, err := s.Sweep(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -221,7 +212,7 @@ func TestGroupSurvivesTheLossOfItsData(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	until(t, "the group on every shard", func() bool {
+	storagetest.Until(t, "the group on every shard", func() bool {
 		groups, err := s.Groups(ctx)
 		return err == nil && len(groups) == storagetest.Shards && groups[0].Consumer == "c"
 	})
@@ -324,7 +315,7 @@ func TestFrozenServerHoldsNobodyUp(t *testing.T) {
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "an answer", func() bool {
+	storagetest.Until(t, "an answer", func() bool {
 		_, err := s.Get(t.Context(), id)
 		return err == nil
 	})
@@ -336,7 +327,7 @@ func TestFrozenServerDoesNotHoldUpClose(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server.URL(), func(o *redis.Options) { o.Timeout = 300 * time.Millisecond })
 	client := raw(t, server)
-	until(t, "the store waits for news", func() bool {
+	storagetest.Until(t, "the store waits for news", func() bool {
 		return strings.Contains(client.Info(t.Context(), "clients").Val(), "blocked_clients:1")
 	})
 	if err := server.Pause(); err != nil {
@@ -358,7 +349,7 @@ func TestLostDataIsNoticed(t *testing.T) {
 	a, b, client := open(t, server.URL()), open(t, server.URL()), raw(t, server)
 	losses := func(s *redis.Store) int64 {
 		t.Helper()
-		until(t, "a sweep works", func() bool {
+		storagetest.Until(t, "a sweep works", func() bool {
 			_, err := s.Sweep(t.Context())
 			return err == nil
 		})

@@ -99,7 +99,7 @@ func TestOpenBreakersAnswerAtOnce(t *testing.T) {
 					return err
 				}, storage.ErrUnavailable},
 			}
-			until(t, "both breakers open", func() bool {
+			storagetest.Until(t, "both breakers open", func() bool {
 				_, _ = s.Get(ctx, unknown)
 				_ = s.Delete(ctx, unknown)
 				return state(breakers, redis.ClassRead).State == resilience.Open && state(breakers, redis.ClassWrite).State == resilience.Open

@@ -180,7 +180,7 @@ func TestNothingIsNotFoundWhileRedisIsAway(t *testing.T) {
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the breakers let calls through again", func() bool {
+	storagetest.Until(t, "the breakers let calls through again", func() bool {
 		_, err := s.Get(t.Context(), id)
 		if err == nil || (!errors.Is(err, storage.ErrNotFound) && !errors.Is(err, storage.ErrUnavailable)) {
 			t.Fatalf("after the restart: %v", err)

@@ -85,7 +85,7 @@ func watchers(t *testing.T, s *redis.Store, client *goredis.Client, n int) (ids 
 func quiet(t *testing.T, client *goredis.Client) {
 	t.Helper()
 	commands(t, client)
-	until(t, "the watchers wait", func() bool {
+	storagetest.Until(t, "the watchers wait", func() bool {
 		time.Sleep(100 * time.Millisecond)
 		n, _ := commands(t, client)
 		return n <= 4

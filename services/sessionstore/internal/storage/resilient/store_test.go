@@ -251,7 +251,7 @@ func TestReplayIsNeverTurnedAway(t *testing.T) {
 	s := resilient.New(full, opts)
 	var wg sync.WaitGroup
 	wg.Go(func() { _, _ = s.SetPolicy(t.Context(), "acme", nil) })
-	until(t, "a write takes the only place", func() bool { return full.in.Load() == 1 })
+	storagetest.Until(t, "a write takes the only place", func() bool { return full.in.Load() == 1 })
 	if _, err := s.SetPolicy(t.Context(), "acme", nil); !errors.Is(err, storage.ErrExhausted) {
 		t.Errorf("another write: %v", err)
 	}
@@ -263,15 +263,6 @@ func TestReplayIsNeverTurnedAway(t *testing.T) {
 	}
 	close(full.release)
 	wg.Wait()
-}
-
-func until(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !done(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("never: %s", what)
-		}
-	}
 }
 
 // slow holds every read, and every change of a policy, until it is told.
