@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"buf.build/go/protovalidate"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
@@ -69,21 +68,31 @@ func (c *chain) answerUnary(ctx context.Context, req any, i *grpc.UnaryServerInf
 	return next(ctx, req)
 }
 
-func (c *chain) stream() grpc.ServerOption {
-	return grpc.ChainStreamInterceptor(
-		c.logStream,
-		recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(c.recovered)),
-		c.statusStream,
-		c.authStream,
-		c.validateStream,
-	)
-}
-
-func (c *chain) logStream(srv any, ss grpc.ServerStream, i *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+// stream is the same for streams.
+func (c *chain) stream(srv any, ss grpc.ServerStream, i *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	begin := time.Now()
-	err := next(srv, ss)
+	err := c.recoverStream(srv, ss, i, next)
 	c.logCall(ss.Context(), i.FullMethod, begin, err)
 	return err
+}
+
+func (c *chain) recoverStream(srv any, ss grpc.ServerStream, i *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = c.recovered(ss.Context(), p)
+		}
+	}()
+	err = c.mapped(c.answerStream(srv, ss, i, next))
+	c.before(ss.Context(), err)
+	return err
+}
+
+func (c *chain) answerStream(srv any, ss grpc.ServerStream, i *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	ctx, err := c.authenticate(ss.Context(), i.FullMethod)
+	if err != nil {
+		return err
+	}
+	return next(srv, &callStream{ServerStream: ss, ctx: ctx, chain: c})
 }
 
 func (c *chain) logCall(ctx context.Context, method string, begin time.Time, err error) {
@@ -124,12 +133,6 @@ func internalError() error {
 	return Error(codes.Internal, ReasonInternal, "internal error", nil, 0)
 }
 
-func (c *chain) statusStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	err := c.mapped(next(srv, ss))
-	c.before(ss.Context(), err)
-	return err
-}
-
 // mapped returns the status to answer, with the error as its cause.
 func (c *chain) mapped(err error) error {
 	if err == nil {
@@ -163,14 +166,6 @@ func (e caused) Error() string              { return e.status.Error() }
 func (e caused) Unwrap() error              { return e.cause }
 func (e caused) GRPCStatus() *status.Status { return status.Convert(e.status) }
 
-func (c *chain) authStream(srv any, ss grpc.ServerStream, i *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	ctx, err := c.authenticate(ss.Context(), i.FullMethod)
-	if err != nil {
-		return err
-	}
-	return next(srv, &contextStream{ss, ctx})
-}
-
 func (c *chain) authenticate(ctx context.Context, method string) (context.Context, error) {
 	// Probes come before anybody has a token.
 	if method == "/grpc.health.v1.Health/Check" || method == "/grpc.health.v1.Health/Watch" {
@@ -183,26 +178,20 @@ func (c *chain) authenticate(ctx context.Context, method string) (context.Contex
 	return auth.NewContext(ctx, p), nil
 }
 
-type contextStream struct {
+// callStream is a stream whose caller is known: it validates each message as it
+// comes, and knows the first that goes.
+type callStream struct {
 	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // a stream's context is a method of the stream
-}
-
-func (s *contextStream) Context() context.Context { return s.ctx }
-
-func (c *chain) validateStream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	return next(srv, &validStream{ServerStream: ss, chain: c})
-}
-
-// validStream validates each message as it comes, and knows the first that
-// goes.
-type validStream struct {
-	grpc.ServerStream
+	ctx      context.Context //nolint:containedctx // a stream's context is a method of the stream
 	chain    *chain
 	answered bool
 }
 
-func (s *validStream) SendMsg(m any) error {
+// Context implements grpc.ServerStream.
+func (s *callStream) Context() context.Context { return s.ctx }
+
+// SendMsg implements grpc.ServerStream.
+func (s *callStream) SendMsg(m any) error {
 	if !s.answered {
 		s.answered = true
 		s.chain.before(s.Context(), nil)
@@ -210,7 +199,8 @@ func (s *validStream) SendMsg(m any) error {
 	return s.ServerStream.SendMsg(m)
 }
 
-func (s *validStream) RecvMsg(m any) error {
+// RecvMsg implements grpc.ServerStream.
+func (s *callStream) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -60,28 +61,39 @@ func (doorman) Authenticate(ctx context.Context) (auth.Principal, error) {
 
 var errDomain = errors.New("domain error with a secret")
 
-// serve starts a server with a fake behind it and returns a client and its log.
-func serve(t *testing.T, f *fake, authn auth.Authenticator) (*grpc.ClientConn, *bytes.Buffer) {
-	t.Helper()
+// served is how a fake is reached, and what its server logs.
+type served struct {
+	conn grpc.ClientConnInterface
+	log  *bytes.Buffer
+}
+
+func configure(authn auth.Authenticator) (rpc.ServerConfig, *bytes.Buffer) {
 	var log bytes.Buffer
 	tel := telemetry.Nop()
 	tel.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: func(err error) error {
+	return rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: func(err error) error {
 		if errors.Is(err, errDomain) {
 			return rpc.Error(codes.Aborted, rpc.ReasonConflict, "changed", nil, 0)
 		}
 		return nil
 	}, BeforeAnswer: func(ctx context.Context, err error) {
 		_ = grpc.SetHeader(ctx, metadata.Pairs("answered", status.Code(err).String()))
-	}})
+	}}, &log
+}
+
+// serve starts a server with a fake behind it.
+func serve(t *testing.T, f *fake, authn auth.Authenticator) served {
+	t.Helper()
+	cfg, log := configure(authn)
+	srv, _, err := rpc.NewServer(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	sessionv1.RegisterStorageServiceServer(srv, f)
 	pipe := rpc.NewPipe()
 	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- rpc.Serve(ctx, srv, pipe.Listener(), time.Second) }()
+	ended := make(chan error, 1)
+	go func() { ended <- rpc.Serve(ctx, srv, pipe.Listener(), time.Second) }()
 	conn, err := rpc.Dial(rpc.PipeTarget, telemetry.Nop(), pipe.DialOption())
 	if err != nil {
 		t.Fatal(err)
@@ -89,12 +101,32 @@ func serve(t *testing.T, f *fake, authn auth.Authenticator) (*grpc.ClientConn, *
 	t.Cleanup(func() {
 		_ = conn.Close()
 		cancel()
-		if err := <-served; err != nil {
+		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
-	return conn, &log
+	return served{conn, log}
 }
+
+// serveLocal is the same without a transport.
+func serveLocal(t *testing.T, f *fake, authn auth.Authenticator) served {
+	t.Helper()
+	cfg, log := configure(authn)
+	l, err := rpc.NewLocal(cfg, health.NewServer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sessionv1.RegisterStorageServiceServer(l, f)
+	t.Cleanup(func() {
+		if err := l.Stop(10 * time.Second); err != nil {
+			t.Error(err)
+		}
+	})
+	return served{l, log}
+}
+
+// ways are over a transport and without one.
+var ways = map[string]func(*testing.T, *fake, auth.Authenticator) served{"transport": serve, "local": serveLocal}
 
 func anybody(t *testing.T) auth.Authenticator {
 	t.Helper()
@@ -107,120 +139,136 @@ func anybody(t *testing.T) auth.Authenticator {
 }
 
 func TestErrorsAreMappedAndHideTheirCause(t *testing.T) {
-	for name, c := range map[string]struct {
-		do   func(context.Context) error
-		code codes.Code
-		is   error
-		logs string
-	}{
-		"mapped":   {func(context.Context) error { return errDomain }, codes.Aborted, sessionclient.ErrConflict, "a secret"},
-		"unmapped": {func(context.Context) error { return errors.New("a secret") }, codes.Internal, nil, "a secret"},
-		"status":   {func(context.Context) error { return status.Error(codes.NotFound, "none") }, codes.NotFound, sessionclient.ErrNotFound, "NotFound"},
-		"panic":    {func(context.Context) error { panic("a secret") }, codes.Internal, nil, "a secret"},
-		"cancel":   {func(context.Context) error { return context.Canceled }, codes.Canceled, context.Canceled, "Canceled"},
-		"deadline": {func(context.Context) error { return context.DeadlineExceeded }, codes.DeadlineExceeded, context.DeadlineExceeded, "DeadlineExceeded"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			conn, log := serve(t, &fake{get: c.do}, anybody(t))
-			var h metadata.MD
-			_, err := sessionv1.NewStorageServiceClient(conn).GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: "x"}, grpc.Header(&h))
-			if got := h.Get("answered"); len(got) != 1 || got[0] != c.code.String() {
-				t.Errorf("before the answer was told of %v, want %v once", got, c.code)
-			}
-			if status.Code(err) != c.code || strings.Contains(err.Error(), "secret") {
-				t.Errorf("answered %v, want %v", err, c.code)
-			}
-			if c.is != nil && !errors.Is(sessionclient.FromStatus(err), c.is) {
-				t.Errorf("%v is not %v", sessionclient.FromStatus(err), c.is)
-			}
-			if !strings.Contains(log.String(), c.logs) {
-				t.Errorf("logged %q, want %s in it", log.String(), c.logs)
+	for way, serve := range ways {
+		t.Run(way, func(t *testing.T) {
+			for name, c := range map[string]struct {
+				do   func(context.Context) error
+				code codes.Code
+				is   error
+				logs string
+			}{
+				"mapped":   {func(context.Context) error { return errDomain }, codes.Aborted, sessionclient.ErrConflict, "a secret"},
+				"unmapped": {func(context.Context) error { return errors.New("a secret") }, codes.Internal, nil, "a secret"},
+				"status":   {func(context.Context) error { return status.Error(codes.NotFound, "none") }, codes.NotFound, sessionclient.ErrNotFound, "NotFound"},
+				"panic":    {func(context.Context) error { panic("a secret") }, codes.Internal, nil, "a secret"},
+				"cancel":   {func(context.Context) error { return context.Canceled }, codes.Canceled, context.Canceled, "Canceled"},
+				"deadline": {func(context.Context) error { return context.DeadlineExceeded }, codes.DeadlineExceeded, context.DeadlineExceeded, "DeadlineExceeded"},
+			} {
+				t.Run(name, func(t *testing.T) {
+					s := serve(t, &fake{get: c.do}, anybody(t))
+					var h metadata.MD
+					_, err := sessionv1.NewStorageServiceClient(s.conn).GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: "x"}, grpc.Header(&h))
+					if got := h.Get("answered"); len(got) != 1 || got[0] != c.code.String() {
+						t.Errorf("before the answer was told of %v, want %v once", got, c.code)
+					}
+					if status.Code(err) != c.code || strings.Contains(err.Error(), "secret") {
+						t.Errorf("answered %v, want %v", err, c.code)
+					}
+					if c.is != nil && !errors.Is(sessionclient.FromStatus(err), c.is) {
+						t.Errorf("%v is not %v", sessionclient.FromStatus(err), c.is)
+					}
+					if !strings.Contains(s.log.String(), c.logs) {
+						t.Errorf("logged %q, want %s in it", s.log.String(), c.logs)
+					}
+				})
 			}
 		})
 	}
 }
 
 func TestAuthenticationComesBeforeValidation(t *testing.T) {
-	conn, _ := serve(t, &fake{get: func(ctx context.Context) error {
-		if auth.FromContext(ctx).User != "ann" {
-			return errors.New("no principal")
-		}
-		return nil
-	}}, doorman{})
-	client := sessionv1.NewStorageServiceClient(conn)
-	if _, err := client.GetSession(t.Context(), &sessionv1.GetSessionRequest{}); status.Code(err) != codes.Unauthenticated {
-		t.Errorf("an unknown caller learns %v", err)
-	}
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "ann")
-	if _, err := client.GetSession(ctx, &sessionv1.GetSessionRequest{}); status.Code(err) != codes.InvalidArgument {
-		t.Errorf("a known caller gets %v", err)
-	}
-	if _, err := client.GetSession(ctx, &sessionv1.GetSessionRequest{Id: "x"}); err != nil {
-		t.Error(err)
-	}
-	// Probes need no token.
-	if r, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil || r.GetStatus() != healthv1.HealthCheckResponse_SERVING {
-		t.Errorf("health: %v %v", r, err)
+	for way, serve := range ways {
+		t.Run(way, func(t *testing.T) {
+			srv := serve(t, &fake{get: func(ctx context.Context) error {
+				if auth.FromContext(ctx).User != "ann" {
+					return errors.New("no principal")
+				}
+				return nil
+			}}, doorman{})
+			client := sessionv1.NewStorageServiceClient(srv.conn)
+			if _, err := client.GetSession(t.Context(), &sessionv1.GetSessionRequest{}); status.Code(err) != codes.Unauthenticated {
+				t.Errorf("an unknown caller learns %v", err)
+			}
+			ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "ann")
+			if _, err := client.GetSession(ctx, &sessionv1.GetSessionRequest{}); status.Code(err) != codes.InvalidArgument {
+				t.Errorf("a known caller gets %v", err)
+			}
+			if _, err := client.GetSession(ctx, &sessionv1.GetSessionRequest{Id: "x"}); err != nil {
+				t.Error(err)
+			}
+			// Probes need no token.
+			if r, err := healthv1.NewHealthClient(srv.conn).Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil || r.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+				t.Errorf("health: %v %v", r, err)
+			}
+		})
 	}
 }
 
 func TestViolationsNameFieldValueAndExpectation(t *testing.T) {
-	conn, _ := serve(t, &fake{}, anybody(t))
-	_, err := sessionv1.NewStorageServiceClient(conn).CreateSession(t.Context(), &sessionv1.CreateSessionRequest{
-		Project:   strings.Repeat("é/", 100),
-		TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(-time.Second), ActivityRules: []*sessionv1.ActivityRule{{Pattern: "ok:*"}, {Pattern: ""}}},
-	})
-	got := map[string]string{}
-	for _, d := range status.Convert(err).Details() {
-		if b, ok := d.(*errdetails.BadRequest); ok {
-			for _, v := range b.GetFieldViolations() {
-				got[v.GetField()] = v.GetDescription()
+	for way, serve := range ways {
+		t.Run(way, func(t *testing.T) {
+			srv := serve(t, &fake{}, anybody(t))
+			_, err := sessionv1.NewStorageServiceClient(srv.conn).CreateSession(t.Context(), &sessionv1.CreateSessionRequest{
+				Project:   strings.Repeat("é/", 100),
+				TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(-time.Second), ActivityRules: []*sessionv1.ActivityRule{{Pattern: "ok:*"}, {Pattern: ""}}},
+			})
+			got := map[string]string{}
+			for _, d := range status.Convert(err).Details() {
+				if b, ok := d.(*errdetails.BadRequest); ok {
+					for _, v := range b.GetFieldViolations() {
+						got[v.GetField()] = v.GetDescription()
+					}
+				}
 			}
-		}
-	}
-	for field, want := range map[string]string{
-		"ttlPolicy.baseTtl":                  `got "-1s", want greater than or equal to`,
-		"ttlPolicy.activityRules[1].pattern": "want",
-		"project":                            `got "é/é/`,
-	} {
-		if !strings.Contains(got[field], want) || len(got[field]) > 250 {
-			t.Errorf("%s: %q, want %s in it", field, got[field], want)
-		}
+			for field, want := range map[string]string{
+				"ttlPolicy.baseTtl":                  `got "-1s", want greater than or equal to`,
+				"ttlPolicy.activityRules[1].pattern": "want",
+				"project":                            `got "é/é/`,
+			} {
+				if !strings.Contains(got[field], want) || len(got[field]) > 250 {
+					t.Errorf("%s: %q, want %s in it", field, got[field], want)
+				}
+			}
+		})
 	}
 }
 
 func TestEachMessageOfAStreamIsValidated(t *testing.T) {
-	conn, _ := serve(t, &fake{feed: func(s sessionv1.StorageService_FeedServer) error {
-		for {
-			if _, err := s.Recv(); errors.Is(err, io.EOF) {
-				return nil
-			} else if err != nil {
-				return err
+	for way, serve := range ways {
+		t.Run(way, func(t *testing.T) {
+			srv := serve(t, &fake{feed: func(s sessionv1.StorageService_FeedServer) error {
+				for {
+					if _, err := s.Recv(); errors.Is(err, io.EOF) {
+						return nil
+					} else if err != nil {
+						return err
+					}
+				}
+			}}, anybody(t))
+			s, err := sessionv1.NewStorageServiceClient(srv.conn).Feed(t.Context())
+			if err != nil {
+				t.Fatal(err)
 			}
-		}
-	}}, anybody(t))
-	s, err := sessionv1.NewStorageServiceClient(conn).Feed(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, credits := range []int32{1, -1} {
-		if err := s.Send(&sessionv1.FeedRequest{Credits: credits}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := s.Recv(); status.Code(err) != codes.InvalidArgument {
-		t.Errorf("the second message was answered by %v", err)
+			for _, credits := range []int32{1, -1} {
+				if err := s.Send(&sessionv1.FeedRequest{Credits: credits}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := s.Recv(); status.Code(err) != codes.InvalidArgument {
+				t.Errorf("the second message was answered by %v", err)
+			}
+		})
 	}
 }
 
 func TestStopCutsOffWhoDoesNotEnd(t *testing.T) {
 	begun := make(chan struct{})
-	conn, _ := serve(t, &fake{feed: func(s sessionv1.StorageService_FeedServer) error {
+	srv := serve(t, &fake{feed: func(s sessionv1.StorageService_FeedServer) error {
 		close(begun)
 		<-s.Context().Done()
 		return s.Context().Err()
 	}}, anybody(t))
-	s, err := sessionv1.NewStorageServiceClient(conn).Feed(t.Context())
+	s, err := sessionv1.NewStorageServiceClient(srv.conn).Feed(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"buf.build/go/protovalidate"
@@ -16,6 +17,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/stats"
 
 	"github.com/livinguniverse/stoker/pkg/auth"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
@@ -52,30 +54,19 @@ type ServerConfig struct {
 // NewServer returns a server with health and reflection registered. The health
 // service starts as SERVING for the empty service name.
 func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
-	validator, err := protovalidate.New()
-	if err != nil {
-		return nil, nil, fmt.Errorf("validator: %w", err)
-	}
 	if cfg.MaxRecvBytes == 0 {
 		cfg.MaxRecvBytes = DefaultMaxRecvBytes
 	}
 	if cfg.MaxStreams == 0 {
 		cfg.MaxStreams = DefaultMaxStreams
 	}
-	if cfg.BeforeAnswer == nil {
-		cfg.BeforeAnswer = func(context.Context, error) {}
-	}
-	calls, err := newServerStats(cfg.Telemetry)
+	c, calls, err := cfg.assemble()
 	if err != nil {
-		return nil, nil, fmt.Errorf("telemetry of calls: %w", err)
+		return nil, nil, err
 	}
-	if cfg.Plain == nil {
-		cfg.Plain = func(any) bool { return false }
-	}
-	c := &chain{log: cfg.Telemetry.Log, toStatus: cfg.ErrorMapper, before: cfg.BeforeAnswer, auth: cfg.Auth, plain: cfg.Plain, validator: validator}
 	srv := grpc.NewServer(
 		grpc.StatsHandler(calls),
-		grpc.UnaryInterceptor(c.unary), c.stream(),
+		grpc.UnaryInterceptor(c.unary), grpc.StreamInterceptor(c.stream),
 		grpc.MaxRecvMsgSize(cfg.MaxRecvBytes),
 		grpc.MaxConcurrentStreams(cfg.MaxStreams),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
@@ -90,6 +81,32 @@ func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
 	reflection.Register(srv)
 	return srv, hs, nil
 }
+
+// assemble makes what is around every call, however it comes.
+func (cfg ServerConfig) assemble() (*chain, stats.Handler, error) {
+	validator, err := newValidator()
+	if err != nil {
+		return nil, nil, fmt.Errorf("validator: %w", err)
+	}
+	calls, err := newServerStats(cfg.Telemetry)
+	if err != nil {
+		return nil, nil, fmt.Errorf("telemetry of calls: %w", err)
+	}
+	c := &chain{
+		log: cfg.Telemetry.Log, toStatus: cfg.ErrorMapper, before: cfg.BeforeAnswer, auth: cfg.Auth, plain: cfg.Plain, validator: validator,
+	}
+	if c.before == nil {
+		c.before = func(context.Context, error) {}
+	}
+	if c.plain == nil {
+		c.plain = func(any) bool { return false }
+	}
+	return c, calls, nil
+}
+
+// newValidator is one for all servers of a process: it remembers the rules of
+// each message once they are compiled.
+var newValidator = sync.OnceValues(func() (protovalidate.Validator, error) { return protovalidate.New() })
 
 func otelOptions(t *telemetry.Telemetry) []otelgrpc.Option {
 	return []otelgrpc.Option{

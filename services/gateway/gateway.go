@@ -60,7 +60,7 @@ var marshal = protojson.MarshalOptions{EmitDefaultValues: true}
 
 // New assembles the gateway over connections to the session store and the
 // activity service.
-func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry, store, activity *grpc.ClientConn) (*Gateway, error) {
+func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry, store, activity grpc.ClientConnInterface) (*Gateway, error) {
 	limiter, err := poll.New(cfg.PollInterval, time.Now)
 	if err != nil {
 		return nil, err
@@ -137,7 +137,7 @@ func (g *Gateway) unrouted(ctx context.Context, mux *runtime.ServeMux, m runtime
 	httperr.Routing(ctx, mux, m, w, r, httpStatus)
 }
 
-func (g *Gateway) routes(ctx context.Context, store, activity *grpc.ClientConn) error {
+func (g *Gateway) routes(ctx context.Context, store, activity grpc.ClientConnInterface) error {
 	g.mux = runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
 			MarshalOptions: marshal, UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: false},
@@ -153,9 +153,9 @@ func (g *Gateway) routes(ctx context.Context, store, activity *grpc.ClientConn) 
 		runtime.WithDisablePathLengthFallback(),
 	)
 	if err := errors.Join(
-		sessiongw.RegisterStorageServiceHandler(ctx, g.mux, store),
-		sessiongw.RegisterAdminServiceHandler(ctx, g.mux, store),
-		activitygw.RegisterActivityServiceHandler(ctx, g.mux, activity),
+		sessiongw.RegisterStorageServiceHandlerClient(ctx, g.mux, sessionv1.NewStorageServiceClient(store)),
+		sessiongw.RegisterAdminServiceHandlerClient(ctx, g.mux, sessionv1.NewAdminServiceClient(store)),
+		activitygw.RegisterActivityServiceHandlerClient(ctx, g.mux, activityv1.NewActivityServiceClient(activity)),
 	); err != nil {
 		return err
 	}

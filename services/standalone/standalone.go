@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net"
 
+	"google.golang.org/grpc"
+
 	"github.com/livinguniverse/stoker/pkg/lifecycle"
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
@@ -39,23 +41,24 @@ func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry, out io.Write
 	if err != nil {
 		return err
 	}
-	srv, hs, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, Plain: sessionstore.Plain, BeforeAnswer: store.BeforeAnswer})
+	serving := rpc.ServerConfig{Telemetry: tel, Auth: authn, ErrorMapper: sessionstore.ErrorMapper, Plain: sessionstore.Plain, BeforeAnswer: store.BeforeAnswer}
+	srv, hs, err := rpc.NewServer(serving)
 	if err != nil {
 		return err
 	}
-	store.Register(srv)
-	pipe := rpc.NewPipe()
-	conn, err := rpc.Dial(rpc.PipeTarget, tel, pipe.DialOption())
+	local, err := rpc.NewLocal(serving, hs) //nolint:contextcheck // each call brings its own
 	if err != nil {
 		return err
 	}
-	opened.add(conn.Close)
-	act, err := activity.New(cfg.Activity, tel, conn)
+	act, err := activity.New(cfg.Activity, tel, local)
 	if err != nil {
 		return err
 	}
-	act.Register(srv)
-	gw, err := gateway.New(ctx, cfg.Gateway, tel, conn, conn)
+	for _, r := range []grpc.ServiceRegistrar{srv, local} {
+		store.Register(r)
+		act.Register(r)
+	}
+	gw, err := gateway.New(ctx, cfg.Gateway, tel, local, local)
 	if err != nil {
 		return err
 	}
@@ -72,19 +75,17 @@ func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry, out io.Write
 
 	g.OnClose("store", func(context.Context) error { return store.Close() })
 	g.Go("sweeper", func(ctx context.Context) error { return store.Run(ctx, hs) })
-	g.OnClose("connection", func(context.Context) error { return conn.Close() })
 	g.Go("grpc", func(context.Context) error { return srv.Serve(grpcLis) })
-	g.Go("pipe", func(context.Context) error { return srv.Serve(pipe.Listener()) })
 	g.OnClose("grpc", func(context.Context) error {
 		hs.Shutdown()
 		store.Drain()
 		rpc.Stop(srv, cfg.Grace)
-		return nil
+		return local.Stop(cfg.Grace)
 	})
 	g.Go("activity", act.Run)
 	g.Go("http", func(ctx context.Context) error { return gw.Serve(ctx, httpLis) })
 	if cfg.Demo {
-		g.Go("demo", func(ctx context.Context) error { return demo(ctx, conn, tel.Log) })
+		g.Go("demo", func(ctx context.Context) error { return demo(ctx, local, tel.Log) })
 	}
 	if err := banner(out, cfg, httpLis.Addr(), grpcLis.Addr()); err != nil {
 		return err

@@ -1,0 +1,155 @@
+package rpc_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
+	"go.opentelemetry.io/otel/sdk/metric/metricdata"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/livinguniverse/stoker/pkg/rpc"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+)
+
+// keeper keeps the session that it was given, and answers with it.
+type keeper struct {
+	sessionv1.UnimplementedStorageServiceServer
+	got     *sessionv1.CreateSessionRequest
+	session *sessionv1.Session
+}
+
+func (k *keeper) CreateSession(_ context.Context, req *sessionv1.CreateSessionRequest) (*sessionv1.Session, error) {
+	k.got, k.session = req, &sessionv1.Session{Id: "s", Labels: req.GetLabels()}
+	return k.session, nil
+}
+
+// TestLocalSharesNoMessage: neither side sees what the other does to its message
+// afterwards.
+func TestLocalSharesNoMessage(t *testing.T) {
+	cfg, _ := configure(anybody(t))
+	l, err := rpc.NewLocal(cfg, health.NewServer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &keeper{}
+	sessionv1.RegisterStorageServiceServer(l, k)
+	req := &sessionv1.CreateSessionRequest{Labels: map[string]string{"a": "1"}}
+	s, err := sessionv1.NewStorageServiceClient(l).CreateSession(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Labels["a"], s.Labels["a"] = "request", "answer"
+	if k.got.GetLabels()["a"] != "1" || k.session.GetLabels()["a"] != "1" {
+		t.Errorf("the server has %v and %v", k.got, k.session)
+	}
+}
+
+// TestLocalIsTracedAndTimed: the server's span is below its caller's, and what
+// is told of a call's duration is the call's.
+func TestLocalIsTracedAndTimed(t *testing.T) {
+	spans, reader := tracetest.NewSpanRecorder(), sdkmetric.NewManualReader()
+	cfg, _ := configure(anybody(t))
+	tel := *cfg.Telemetry
+	tel.Tracer = sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
+	tel.Meter = sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader))
+	cfg.Telemetry = &tel
+	l, err := rpc.NewLocal(cfg, health.NewServer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var inside trace.SpanContext
+	sessionv1.RegisterStorageServiceServer(l, &fake{
+		get: func(ctx context.Context) error {
+			inside = trace.SpanContextFromContext(ctx)
+			time.Sleep(20 * time.Millisecond) // what is to be seen in the metric
+			return nil
+		},
+		feed: func(sessionv1.StorageService_FeedServer) error { return errors.New("broken") },
+	})
+	ctx, caller := tel.Tracer.Tracer("test").Start(t.Context(), "caller")
+	client := sessionv1.NewStorageServiceClient(l)
+	given := metadata.AppendToOutgoingContext(ctx, "authorization", "ann")
+	if _, err := client.GetSession(given, &sessionv1.GetSessionRequest{Id: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if md, _ := metadata.FromOutgoingContext(given); md.Len() != 1 {
+		t.Errorf("the caller's metadata has become %v", md)
+	}
+	stream, err := client.Feed(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Internal || status.Convert(err).Message() != "internal error" {
+		t.Errorf("a broken stream: %v", err)
+	}
+	if err := l.Stop(10 * time.Second); err != nil {
+		t.Error(err)
+	}
+	for _, s := range spans.Ended() {
+		if s.Parent().SpanID() != caller.SpanContext().SpanID() || s.SpanContext().TraceID() != caller.SpanContext().TraceID() {
+			t.Errorf("%s is below %v", s.Name(), s.Parent())
+		}
+	}
+	if ended := spans.Ended(); len(ended) != 2 || ended[0].SpanContext().SpanID() != inside.SpanID() {
+		t.Errorf("%d spans, and inside of the call %v", len(ended), inside)
+	}
+	var metrics metricdata.ResourceMetrics
+	if err := reader.Collect(t.Context(), &metrics); err != nil {
+		t.Fatal(err)
+	}
+	durations, ok := metrics.ScopeMetrics[0].Metrics[0].Data.(metricdata.Histogram[float64])
+	if !ok || len(durations.DataPoints) != 2 {
+		t.Fatalf("%+v", metrics)
+	}
+	for _, p := range durations.DataPoints {
+		if p.Count != 1 || p.Sum > 10 {
+			t.Errorf("took %v s", p.Sum)
+		}
+	}
+}
+
+// TestLocalStops: who calls later is refused, and who still runs is waited for,
+// but not for ever.
+func TestLocalStops(t *testing.T) {
+	cfg, _ := configure(anybody(t))
+	l, err := rpc.NewLocal(cfg, health.NewServer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := make(chan struct{})
+	sessionv1.RegisterStorageServiceServer(l, &fake{get: func(ctx context.Context) error {
+		close(begun)
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	client := sessionv1.NewStorageServiceClient(l)
+	ctx, leave := context.WithCancel(t.Context())
+	answered := make(chan error, 1)
+	go func() {
+		_, err := client.GetSession(ctx, &sessionv1.GetSessionRequest{Id: "x"})
+		answered <- err
+	}()
+	<-begun
+	if err := l.Stop(time.Millisecond); err == nil {
+		t.Error("stopped with a call that runs")
+	}
+	if _, err := client.GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: "x"}); status.Code(err) != codes.Unavailable {
+		t.Errorf("a call after the end: %v", err)
+	}
+	leave()
+	if err := <-answered; status.Code(err) != codes.Canceled {
+		t.Errorf("the caller that left: %v", err)
+	}
+	if err := l.Stop(10 * time.Second); err != nil {
+		t.Error(err)
+	}
+}
