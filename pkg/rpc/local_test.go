@@ -11,6 +11,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/metadata"
@@ -152,4 +153,98 @@ func TestLocalStops(t *testing.T) {
 	if err := l.Stop(10 * time.Second); err != nil {
 		t.Error(err)
 	}
+}
+
+// watcher answers with events until it has sent as many as it has, or each has
+// had enough.
+type watcher struct {
+	sessionv1.UnimplementedStorageServiceServer
+	events int
+	sent   int
+	failed error
+}
+
+func (w *watcher) WatchEvents(req *sessionv1.WatchEventsRequest, stream sessionv1.StorageService_WatchEventsServer) error {
+	if err := grpc.SetTrailer(stream.Context(), metadata.Pairs("a", "b")); err != nil {
+		return err
+	}
+	for w.sent = range w.events {
+		if w.failed = stream.Send(&sessionv1.WatchEventsResponse{Cursor: req.GetId()}); w.failed != nil {
+			return w.failed
+		}
+	}
+	return nil
+}
+
+// TestLocalStreamsAnswers to their end, to the caller's, and to its departure.
+func TestLocalStreamsAnswers(t *testing.T) {
+	enough := errors.New("enough")
+	for name, tt := range map[string]struct {
+		id     string
+		events int
+		take   int
+		code   codes.Code
+		sent   int
+	}{
+		"to the end":  {"x", 3, 10, codes.OK, 2},
+		"none":        {"x", 0, 10, codes.OK, 0},
+		"had enough":  {"x", 100, 5, codes.Internal, 4},
+		"not allowed": {"", 3, 10, codes.InvalidArgument, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, _ := configure(anybody(t))
+			l, err := rpc.NewLocal(cfg, health.NewServer())
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := &watcher{events: tt.events}
+			sessionv1.RegisterStorageServiceServer(l, w)
+			got := 0
+			err = l.Stream(t.Context(), sessionv1.StorageService_WatchEvents_FullMethodName, &sessionv1.WatchEventsRequest{Id: tt.id}, func(answer any) error {
+				if m, ok := answer.(*sessionv1.WatchEventsResponse); !ok || m.GetCursor() != tt.id {
+					t.Errorf("got %v", answer)
+				}
+				if got++; got == tt.take {
+					return enough
+				}
+				return nil
+			})
+			if status.Code(err) != tt.code || w.sent != tt.sent {
+				t.Errorf("sent up to %d, ended by %v", w.sent, err)
+			}
+		})
+	}
+	t.Run("left", func(t *testing.T) {
+		cfg, _ := configure(anybody(t))
+		l, err := rpc.NewLocal(cfg, health.NewServer())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := &watcher{events: 100}
+		sessionv1.RegisterStorageServiceServer(l, w)
+		ctx, leave := context.WithCancel(t.Context())
+		err = l.Stream(ctx, sessionv1.StorageService_WatchEvents_FullMethodName, &sessionv1.WatchEventsRequest{Id: "x"}, func(any) error {
+			leave()
+			return nil
+		})
+		if status.Code(err) != codes.Canceled || w.sent != 1 {
+			t.Errorf("sent up to %d, ended by %v", w.sent, err)
+		}
+	})
+	t.Run("no such", func(t *testing.T) {
+		cfg, _ := configure(anybody(t))
+		l, err := rpc.NewLocal(cfg, health.NewServer())
+		if err != nil {
+			t.Fatal(err)
+		}
+		sessionv1.RegisterStorageServiceServer(l, &watcher{})
+		for _, method := range []string{"/nothing", sessionv1.StorageService_GetSession_FullMethodName, sessionv1.StorageService_Feed_FullMethodName} {
+			if err := l.Stream(t.Context(), method, nil, nil); status.Code(err) != codes.Unimplemented {
+				t.Errorf("%s: %v", method, err)
+			}
+		}
+		if err := l.Invoke(t.Context(), sessionv1.StorageService_WatchEvents_FullMethodName, nil, nil); status.Code(err) != codes.Unimplemented {
+			t.Error(err)
+		}
+	})
 }

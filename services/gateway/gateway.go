@@ -69,7 +69,7 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry, store, activ
 	g := &Gateway{
 		cfg: cfg, tel: tel, limiter: limiter, waiters: poll.NewWaiters(cfg.MaxWaiters), stop: stop,
 		health: healthv1.NewHealthClient(store),
-		sse:    &sse.Handler{Store: sessionv1.NewStorageServiceClient(store), Marshal: marshal, Heartbeat: heartbeat, Stopping: stopping},
+		sse:    &sse.Handler{Watch: watching(store), Marshal: marshal, Heartbeat: heartbeat, Stopping: stopping},
 	}
 	if g.table, err = routes.New(ownPaths, sessionv1.File_stoker_session_v1_storage_service_proto,
 		sessionv1.File_stoker_session_v1_admin_service_proto, activityv1.File_stoker_activity_v1_activity_service_proto); err != nil {
@@ -83,6 +83,20 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry, store, activ
 	}
 	g.handler = g.assemble()
 	return g, nil
+}
+
+// watching is how events are watched: in the same process without a goroutine for
+// the server's end.
+func watching(store grpc.ClientConnInterface) sse.Watch {
+	if local, ok := store.(*rpc.Local); ok {
+		return func(ctx context.Context, req *sessionv1.WatchEventsRequest, each func(*sessionv1.WatchEventsResponse) error) error {
+			return local.Stream(ctx, sessionv1.StorageService_WatchEvents_FullMethodName, req, func(answer any) error {
+				m, _ := answer.(*sessionv1.WatchEventsResponse)
+				return each(m)
+			})
+		}
+	}
+	return sse.Receive(sessionv1.NewStorageServiceClient(store))
 }
 
 // clientIP says who calls: the peer, or, behind trusted proxies, the last
@@ -152,13 +166,6 @@ func (g *Gateway) routes(ctx context.Context, store, activity grpc.ClientConnInt
 		runtime.WithForwardResponseOption(g.decorate),
 		runtime.WithDisablePathLengthFallback(),
 	)
-	if err := errors.Join(
-		sessiongw.RegisterStorageServiceHandlerClient(ctx, g.mux, sessionv1.NewStorageServiceClient(store)),
-		sessiongw.RegisterAdminServiceHandlerClient(ctx, g.mux, sessionv1.NewAdminServiceClient(store)),
-		activitygw.RegisterActivityServiceHandlerClient(ctx, g.mux, activityv1.NewActivityServiceClient(activity)),
-	); err != nil {
-		return err
-	}
 	doc, err := openapi.Handler(g.cfg.Telemetry.Version)
 	if err != nil {
 		return err
@@ -167,15 +174,20 @@ func (g *Gateway) routes(ctx context.Context, store, activity grpc.ClientConnInt
 	plain := func(h http.Handler) runtime.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request, _ map[string]string) { h.ServeHTTP(w, r) }
 	}
-	// A route registered later wins: this one replaces the generated stream.
+	// A route registered later is tried earlier, and each that is tried costs a
+	// little: what is asked for most comes last. It also wins: the stream of
+	// server-sent events replaces the generated one.
 	return errors.Join(
-		g.mux.HandlePath(http.MethodGet, "/v1/sessions/{id}/events:watch", g.watch),
 		g.mux.HandlePath(http.MethodGet, "/openapi.json", plain(doc)),
+		g.mux.HandlePath(http.MethodGet, "/", plain(console.Handler())),
+		g.mux.HandlePath(http.MethodGet, "/style.css", plain(console.Style())),
+		activitygw.RegisterActivityServiceHandlerClient(ctx, g.mux, activityv1.NewActivityServiceClient(activity)),
+		sessiongw.RegisterAdminServiceHandlerClient(ctx, g.mux, sessionv1.NewAdminServiceClient(store)),
+		sessiongw.RegisterStorageServiceHandlerClient(ctx, g.mux, sessionv1.NewStorageServiceClient(store)),
 		g.mux.HandlePath(http.MethodGet, "/healthz", plain(admin)),
 		g.mux.HandlePath(http.MethodGet, "/readyz", plain(admin)),
 		g.mux.HandlePath(http.MethodGet, "/metrics", plain(admin)),
-		g.mux.HandlePath(http.MethodGet, "/", plain(console.Handler())),
-		g.mux.HandlePath(http.MethodGet, "/style.css", plain(console.Style())),
+		g.mux.HandlePath(http.MethodGet, "/v1/sessions/{id}/events:watch", g.watch),
 	)
 }
 

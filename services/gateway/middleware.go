@@ -23,9 +23,9 @@ const callTimeout = 35 * time.Second
 // assemble puts the parts around the routes, innermost first: polls are judged
 // last before the route, recovery and the trace see everything.
 func (g *Gateway) assemble() http.Handler {
-	h := g.forget(g.mux)
-	h = g.etags(h)
+	h := g.etags(g.mux)
 	h = g.polls(h)
+	h = g.forget(h)
 	h = g.bodies(h)
 	h = g.deadlines(h)
 	if len(g.cfg.CORSOrigins) > 0 {

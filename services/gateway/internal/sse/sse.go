@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -28,9 +29,37 @@ const (
 	writeTimeout = 10 * time.Second
 )
 
+// Watch calls WatchEvents, and hands each answer to each until the stream ends
+// or each returns an error; it returns nil at the stream's own end.
+type Watch func(ctx context.Context, req *sessionv1.WatchEventsRequest, each func(*sessionv1.WatchEventsResponse) error) error
+
+// Receive watches over a connection.
+func Receive(store sessionv1.StorageServiceClient) Watch {
+	return func(ctx context.Context, req *sessionv1.WatchEventsRequest, each func(*sessionv1.WatchEventsResponse) error) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel() // of the stream, when each has had enough
+		stream, err := store.WatchEvents(ctx, req)
+		if err != nil {
+			return err
+		}
+		for {
+			m, err := stream.Recv()
+			switch {
+			case errors.Is(err, io.EOF):
+				return nil
+			case err != nil:
+				return err
+			}
+			if err := each(m); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // Handler serves streams.
 type Handler struct {
-	Store   sessionv1.StorageServiceClient
+	Watch   Watch
 	Marshal protojson.MarshalOptions
 	// Heartbeat is the longest silence.
 	Heartbeat time.Duration
@@ -38,11 +67,9 @@ type Handler struct {
 	Stopping context.Context //nolint:containedctx // it is the server's, not a call's
 }
 
-// message is what comes from the store.
-type message struct {
-	resp *sessionv1.WatchEventsResponse
-	err  error
-}
+// settle is how long the first answer may take before the stream is opened
+// without one: until then an error still has its own status.
+const settle = 300 * time.Millisecond
 
 // Serve streams the events of a session. ctx carries the metadata for the
 // store. A session that is over and has nothing after the cursor is answered
@@ -59,74 +86,18 @@ func (h *Handler) Serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if after := after(r); after != "" {
 		req.After = proto.String(after)
 	}
-	stream, err := h.Store.WatchEvents(ctx, req)
-	if err != nil {
-		httperr.Write(w, err)
-		return
-	}
-	messages := make(chan message)
-	done := make(chan struct{})
-	defer func() {
-		cancel()
-		<-done
-	}()
-	go func() {
-		defer close(done)
-		for {
-			resp, err := stream.Recv()
-			select {
-			case messages <- message{resp, err}:
-			case <-ctx.Done():
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	h.relay(ctx, &writer{w: w, rc: http.NewResponseController(w), marshal: h.Marshal}, messages)
-}
-
-// settle is how long the first answer may take before the stream is opened
-// without one: until then an error still has its own status.
-const settle = 300 * time.Millisecond
-
-func (h *Handler) relay(ctx context.Context, out *writer, messages <-chan message) {
-	beat := time.NewTimer(settle)
-	defer beat.Stop()
-	for {
-		var err error
-		select {
-		case m := <-messages:
-			switch {
-			case errors.Is(m.err, io.EOF) && !out.open:
-				out.w.WriteHeader(http.StatusNoContent)
-				return
-			case m.err != nil && !out.open:
-				h.refuse(out.w, m.err)
-				return
-			case m.err != nil:
-				if !errors.Is(m.err, io.EOF) && ctx.Err() == nil {
-					_ = out.fail(m.err)
-				}
-				return
-			case m.resp.GetEvent() == nil:
-				err = out.heartbeat()
-			default:
-				err = out.event(m.resp)
-			}
-		case <-beat.C:
-			err = out.heartbeat()
-		case <-ctx.Done():
-			if !out.open {
-				h.refuse(out.w, ctx.Err())
-			}
-			return
-		}
-		if err != nil {
-			return
-		}
-		beat.Reset(h.Heartbeat)
+	out := newWriter(w, h, cancel)
+	err := h.Watch(ctx, req, out.next)
+	out.close()
+	switch {
+	case err == nil && !out.open:
+		w.WriteHeader(http.StatusNoContent)
+	case ctx.Err() != nil && !out.open:
+		h.refuse(w, ctx.Err())
+	case err != nil && !out.open:
+		h.refuse(w, err)
+	case err != nil && ctx.Err() == nil && !out.lost:
+		_ = out.fail(err)
 	}
 }
 
@@ -163,12 +134,60 @@ func after(r *http.Request) string {
 	return r.URL.Query().Get("after")
 }
 
-// writer writes the parts of a stream.
+// writer writes the parts of a stream, and heartbeats by itself.
 type writer struct {
-	w       http.ResponseWriter
-	rc      *http.ResponseController
-	marshal protojson.MarshalOptions
-	open    bool
+	w         http.ResponseWriter
+	rc        *http.ResponseController
+	marshal   protojson.MarshalOptions
+	heartbeat time.Duration
+	// cancel ends the stream when a heartbeat finds nobody there.
+	cancel context.CancelFunc
+
+	mu           sync.Mutex // one part at a time
+	beat         *time.Timer
+	open, closed bool
+	lost         bool // a part could not be written
+}
+
+func newWriter(w http.ResponseWriter, h *Handler, cancel context.CancelFunc) *writer {
+	o := &writer{w: w, rc: http.NewResponseController(w), marshal: h.Marshal, heartbeat: h.Heartbeat, cancel: cancel}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.beat = time.AfterFunc(settle, o.silence)
+	return o
+}
+
+// next writes what came from the store.
+func (o *writer) next(m *sessionv1.WatchEventsResponse) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.beat.Reset(o.heartbeat)
+	if m.GetEvent() == nil {
+		return o.comment()
+	}
+	return o.event(m)
+}
+
+// silence breaks one that has lasted long enough.
+func (o *writer) silence() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return
+	}
+	if o.comment() != nil {
+		o.cancel()
+		return
+	}
+	o.beat.Reset(o.heartbeat)
+}
+
+// close waits for a heartbeat under way: after it there is none.
+func (o *writer) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	o.beat.Stop()
 }
 
 func (o *writer) begin() error {
@@ -189,13 +208,16 @@ func (o *writer) write(text string) error {
 	if err := o.rc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
-	if _, err := io.WriteString(o.w, text); err != nil {
-		return err
+	_, err := io.WriteString(o.w, text)
+	if err == nil {
+		err = o.rc.Flush()
 	}
-	return o.rc.Flush()
+	o.lost = o.lost || err != nil
+	return err
 }
 
-func (o *writer) heartbeat() error {
+// comment is a heartbeat.
+func (o *writer) comment() error {
 	if err := o.begin(); err != nil {
 		return err
 	}

@@ -85,7 +85,7 @@ func run(t *testing.T, steps []step, d time.Duration, headers ...string) (*httpt
 		for i := 0; i+1 < len(headers); i += 2 {
 			r.Header.Add(headers[i], headers[i+1])
 		}
-		h := &sse.Handler{Store: s, Marshal: protojson.MarshalOptions{}, Heartbeat: 15 * time.Second, Stopping: context.WithoutCancel(t.Context())}
+		h := &sse.Handler{Watch: sse.Receive(s), Marshal: protojson.MarshalOptions{}, Heartbeat: 15 * time.Second, Stopping: context.WithoutCancel(t.Context())}
 		h.Serve(ctx, w, r, "s1")
 	})
 	return w, s
@@ -179,7 +179,7 @@ func TestStopping(t *testing.T) {
 			if opened {
 				s.steps = []step{event("2-0")}
 			}
-			h := &sse.Handler{Store: s, Heartbeat: 15 * time.Second, Stopping: stopping}
+			h := &sse.Handler{Watch: sse.Receive(s), Heartbeat: 15 * time.Second, Stopping: stopping}
 			time.AfterFunc(100*time.Millisecond, stop)
 			w := httptest.NewRecorder()
 			begin := time.Now()
@@ -231,7 +231,7 @@ func TestClientThatTakesNothingIsDropped(t *testing.T) {
 		for i := range steps {
 			steps[i] = event("2-0")
 		}
-		h := &sse.Handler{Store: &store{steps: steps}, Heartbeat: 15 * time.Second, Stopping: t.Context()}
+		h := &sse.Handler{Watch: sse.Receive(&store{steps: steps}), Heartbeat: 15 * time.Second, Stopping: t.Context()}
 		begin := time.Now()
 		h.Serve(t.Context(), &stuck{ResponseRecorder: httptest.NewRecorder(), left: 500}, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), "s1")
 		if d := time.Since(begin); d > 11*time.Second {
@@ -248,7 +248,7 @@ func (gone) WriteString(string) (int, error) { return 0, errors.New("reset") }
 
 func TestClientThatIsGoneEndsTheStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &sse.Handler{Store: &store{}, Heartbeat: 15 * time.Second, Stopping: t.Context()}
+		h := &sse.Handler{Watch: sse.Receive(&store{}), Heartbeat: 15 * time.Second, Stopping: t.Context()}
 		h.Serve(t.Context(), gone{httptest.NewRecorder()}, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), "s1")
 	})
 }
