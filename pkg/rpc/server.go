@@ -66,6 +66,7 @@ func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
 	}
 	srv := grpc.NewServer(
 		grpc.StatsHandler(calls),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.UnaryInterceptor(c.unary), grpc.StreamInterceptor(c.stream),
 		grpc.MaxRecvMsgSize(cfg.MaxRecvBytes),
 		grpc.MaxConcurrentStreams(cfg.MaxStreams),

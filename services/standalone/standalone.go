@@ -46,7 +46,7 @@ func Run(ctx context.Context, cfg Config, tel *telemetry.Telemetry, out io.Write
 	if err != nil {
 		return err
 	}
-	local, err := rpc.NewLocal(serving, hs) //nolint:contextcheck // each call brings its own
+	local, err := rpc.NewLocal(serving, hs)
 	if err != nil {
 		return err
 	}
