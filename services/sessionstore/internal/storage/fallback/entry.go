@@ -1,7 +1,6 @@
 package fallback
 
 import (
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -52,7 +51,7 @@ func newEntry(s *sessionv1.Session, seen int64, at uint64) *entry {
 func (e *entry) weighed() *entry {
 	e.size = overhead
 	if e.session != nil {
-		e.size += proto.Size(e.session)
+		e.size += e.session.SizeVT()
 	}
 	return e
 }

@@ -102,10 +102,8 @@ func deadRecord(seq int64, reason string) ([]byte, error) {
 }
 
 func encode(r *journalv1.Record) ([]byte, error) {
-	b, err := proto.Marshal(r)
+	b, err := r.MarshalVT()
 	if err != nil {
-		// Only invalid UTF-8 can do this, and every text was checked when it came
-		// in over the wire.
 		return nil, fmt.Errorf("journal record: %w", err)
 	}
 	return b, nil

@@ -5,7 +5,6 @@ import (
 	"errors"
 
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -176,12 +175,10 @@ func number(b []byte, n protowire.Number, v int64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, n, protowire.VarintType), uint64(v))
 }
 
-func message(b []byte, n protowire.Number, m proto.Message) []byte {
-	raw, err := proto.Marshal(m)
+func message(b []byte, n protowire.Number, m interface{ MarshalVT() ([]byte, error) }) []byte {
+	raw, err := m.MarshalVT()
 	if err != nil {
-		// Only invalid UTF-8 can do this, and every text was checked when it
-		// came in over the wire.
-		raw = nil
+		raw = nil // no message of ours can fail
 	}
 	return protowire.AppendBytes(protowire.AppendTag(b, n, protowire.BytesType), raw)
 }

@@ -31,8 +31,8 @@ func (s *Store) append(ctx context.Context, sh *shard, id string, events []*sess
 	args := make([]any, 0, 3+4*len(events))
 	args = append(args, id, s.opts.MaxEvents, at.arg())
 	for _, e := range events {
-		log, err1 := proto.Marshal(storage.WithCursor(e, ""))
-		feed, err2 := proto.Marshal(storage.FeedEvent(e, false))
+		log, err1 := storage.WithCursor(e, "").MarshalVT()
+		feed, err2 := storage.FeedEvent(e, false).MarshalVT()
 		if err := errors.Join(err1, err2); err != nil {
 			return nil, err
 		}

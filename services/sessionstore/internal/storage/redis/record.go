@@ -25,8 +25,8 @@ var sessionFields = []string{"pb", "pol", "lab", "data", "st", "exp", "ext", "ac
 // hash spells a new session as fields and values.
 func hash(in *sessionv1.Session, request string) ([]any, error) {
 	fixed := &sessionv1.Session{Id: in.GetId(), User: in.GetUser(), Project: in.GetProject(), CreateTime: in.GetCreateTime()}
-	pb, err1 := proto.Marshal(fixed)
-	pol, err2 := proto.Marshal(in.GetTtlPolicy())
+	pb, err1 := fixed.MarshalVT()
+	pol, err2 := in.GetTtlPolicy().MarshalVT()
 	lab, err3 := encodeLabels(in.GetLabels())
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func hash(in *sessionv1.Session, request string) ([]any, error) {
 }
 
 func encodeLabels(labels map[string]string) ([]byte, error) {
-	return proto.Marshal(&sessionv1.Session{Labels: labels})
+	return (&sessionv1.Session{Labels: labels}).MarshalVT()
 }
 
 // sessionArgs are sessionFields as arguments of a command, made once: a string
