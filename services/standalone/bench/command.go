@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/livinguniverse/stoker/services/standalone/internal/docmark"
 )
 
 // Options say how to measure.
@@ -97,5 +99,5 @@ func Main(ctx context.Context, o Options, out, progress io.Writer) error {
 	if o.Docs == "" {
 		return nil
 	}
-	return writeBetween(o.Docs, text)
+	return docmark.Write(o.Docs, "bench", text)
 }

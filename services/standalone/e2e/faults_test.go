@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/standalone/internal/docmark"
 )
 
 // fault is a row of the matrix.
@@ -165,7 +166,7 @@ func TestFaultMatrix(t *testing.T) {
 		})
 	}
 	if path := os.Getenv("STOKER_DOCS"); path != "" && !t.Failed() {
-		must(t, writeTable(path, tableBegin, tableEnd, faultColumns, rows))
+		must(t, docmark.Write(path, "fault matrix", table(faultColumns, rows)))
 	}
 }
 
@@ -181,13 +182,7 @@ func (f fault) run(t *testing.T) measured {
 	var watch sync.WaitGroup
 	watch.Go(func() { e.watchBreakers(watched) })
 
-	began := time.Now()
-	f.inject(t, e)
-	if left := f.lasts - time.Since(began); left > 0 {
-		time.Sleep(left)
-	}
-	f.heal(t, e)
-	healed := time.Now()
+	began, healed := f.strike(t, e)
 	ok := func(write bool) func() bool {
 		return func() bool { return e.answeredSince(healed, write) > 20 }
 	}
@@ -203,6 +198,18 @@ func (f fault) run(t *testing.T) measured {
 		f.after(t, e)
 	}
 	return m
+}
+
+// strike makes the fault last for as long as it is to, and says from when to when.
+func (f fault) strike(t *testing.T, e *faultEnv) (began, healed time.Time) {
+	t.Helper()
+	began = time.Now()
+	f.inject(t, e)
+	if left := f.lasts - time.Since(began); left > 0 {
+		time.Sleep(left)
+	}
+	f.heal(t, e)
+	return began, time.Now()
 }
 
 // answeredSince counts good answers, but for those from memory and from the
@@ -231,6 +238,12 @@ func (e *faultEnv) measure(t *testing.T, began, healed time.Time) measured {
 	m.errors = byCode(e.calls)
 	if !e.opened.IsZero() {
 		m.opened = e.opened.Sub(began)
+	}
+	for _, c := range e.calls {
+		if c.code == codes.Internal || c.code == codes.Unknown || c.code == codes.DataLoss {
+			t.Errorf("a call was answered %v: no fault of Redis is one of ours", c.code)
+			break
+		}
 	}
 	var failed []time.Duration
 	first := map[bool]time.Time{}
@@ -315,26 +328,14 @@ func show(d time.Duration) string {
 	}
 }
 
-const tableBegin, tableEnd = "<!-- fault matrix: begin -->", "<!-- fault matrix: end -->"
-
 // faultColumns head the table.
 var faultColumns = []string{
 	"Fault", "Expected", "Failed calls", "Reads answered from memory", "Time to open", "p99 of a failing call while open", "Time to recover",
 	"Acknowledged writes lost",
 }
 
-// writeTable puts the rows between two marks of a file.
-func writeTable(path, begin, end string, columns, rows []string) error {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	before, rest, ok1 := strings.Cut(string(raw), begin)
-	_, after, ok2 := strings.Cut(rest, end)
-	if !ok1 || !ok2 {
-		return fmt.Errorf("%s has no marks %s for the table", path, begin)
-	}
-	table := []string{"| " + strings.Join(columns, " | ") + " |", "|" + strings.Repeat("---|", len(columns))}
-	text := before + begin + "\n" + strings.Join(append(table, rows...), "\n") + "\n" + end + after
-	return os.WriteFile(path, []byte(text), 0o644)
+// table spells rows for docmark.Write.
+func table(columns, rows []string) string {
+	head := []string{"| " + strings.Join(columns, " | ") + " |", "|" + strings.Repeat("---|", len(columns))}
+	return strings.Join(append(head, rows...), "\n")
 }

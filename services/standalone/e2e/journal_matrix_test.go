@@ -16,9 +16,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/standalone/internal/docmark"
 )
-
-const journalBegin, journalEnd = "<!-- journal matrix: begin -->", "<!-- journal matrix: end -->"
 
 // journalColumns are those of the fault matrix, and what the journal adds.
 var journalColumns = append(slices.Clone(faultColumns), "Writes journaled", "p99 of a journaled write", "All replayed after")
@@ -70,7 +69,7 @@ func TestJournalMatrix(t *testing.T) {
 		})
 	}
 	if path := os.Getenv("STOKER_DOCS"); path != "" && !t.Failed() {
-		must(t, writeTable(path, journalBegin, journalEnd, journalColumns, rows))
+		must(t, docmark.Write(path, "journal matrix", table(journalColumns, rows)))
 	}
 }
 
@@ -83,13 +82,7 @@ func (f fault) runJournal(t *testing.T) journaled {
 	var watch sync.WaitGroup
 	watch.Go(func() { e.watchBreakers(watched) })
 
-	began := time.Now()
-	f.inject(t, e)
-	if left := f.lasts - time.Since(began); left > 0 {
-		time.Sleep(left)
-	}
-	f.heal(t, e)
-	healed := time.Now()
+	began, healed := f.strike(t, e)
 	var m journaled
 	eventually(t, 20*time.Second, "all is replayed, under load", func() bool { return e.status(t).GetJournalDepth() == 0 })
 	m.drained = time.Since(healed)

@@ -248,11 +248,7 @@ func TestLinearizableThroughOutages(t *testing.T) {
 				for range rounds {
 					sum.add(t, linRun(t, histories, 2*time.Second,
 						func(int) sessionv1.StorageServiceClient { return e.store },
-						func() {
-							f.inject(t, e)
-							time.Sleep(f.lasts)
-							f.heal(t, e)
-						}))
+						func() { f.strike(t, e) }))
 					eventually(t, 10*time.Second, "the store answers again", func() bool {
 						_, err := e.store.ListSessions(t.Context(), &sessionv1.ListSessionsRequest{})
 						_, err2 := e.store.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{})
