@@ -1,0 +1,143 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+// keep renews the leases and shares the shards out again, until the reader is
+// closed.
+func (r *reader) keep() {
+	tick := time.NewTicker(r.s.opts.LeaseTTL / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-r.ctx.Done():
+			return
+		case <-r.s.closed:
+			r.shut()
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.ctx, r.s.opts.LeaseTTL/3)
+		err := r.share(ctx, false)
+		cancel()
+		if err != nil && r.ctx.Err() == nil {
+			r.s.opts.Log.Warn("feed leases could not be renewed", slog.String("group", r.group), slog.Any("error", err))
+		}
+		r.dirtyAll() // a wake-up that was missed must not be a hang
+	}
+}
+
+// share renews what this reader holds, gives up what is more than its fair
+// part, and takes what is free up to it. At the opening it also takes over
+// from an earlier reader of the same consumer.
+func (r *reader) share(ctx context.Context, opening bool) error {
+	members, err := r.heartbeat(ctx)
+	if err != nil {
+		return err
+	}
+	quota := (len(r.s.shards) + members - 1) / members
+	r.mu.Lock()
+	mine := slices.Clone(r.shards)
+	r.mu.Unlock()
+
+	keep, surplus := mine, []int(nil)
+	if len(mine) > quota {
+		keep, surplus = mine[:quota], mine[quota:]
+	}
+	held, _, err := r.lease(ctx, "renew", keep)
+	if err != nil {
+		return err
+	}
+	if _, _, err := r.lease(ctx, "release", surplus); err != nil {
+		return err
+	}
+	started := map[int]storage.Cursor{}
+	if want := quota - len(held); want > 0 {
+		var rest []int
+		for n := range r.s.shards {
+			if !slices.Contains(held, n) && !slices.Contains(surplus, n) {
+				rest = append(rest, n)
+			}
+		}
+		// Several readers look for free shards at once: each begins elsewhere.
+		if len(rest) > 0 {
+			at := int(r.nonce[0]) * len(rest) / 128 % len(rest)
+			rest = append(rest[at:], rest[:at]...)
+		}
+		for len(rest) > 0 && want > 0 {
+			some := rest[:min(want, len(rest))]
+			rest = rest[len(some):]
+			got, acked, err := r.lease(ctx, "acquire", some)
+			if err != nil {
+				return err
+			}
+			for i, n := range got {
+				started[n] = acked[i]
+			}
+			held = append(held, got...)
+			want -= len(got)
+		}
+	}
+	slices.Sort(held)
+	r.assign(held, started, opening)
+	return nil
+}
+
+// heartbeat says that this consumer lives, and counts those who do.
+func (r *reader) heartbeat(ctx context.Context) (int, error) {
+	key := consumersKey(r.group)
+	now := r.s.now()
+	add := goredis.NewIntCmd(ctx, "zadd", key, now, r.consumer)
+	drop := goredis.NewIntCmd(ctx, "zremrangebyscore", key, "-inf", now-r.s.opts.LeaseTTL.Milliseconds())
+	count := goredis.NewIntCmd(ctx, "zcard", key)
+	if err := r.s.conn.stream.pipeline(ctx, add, drop, count); err != nil {
+		return 0, err
+	}
+	if err := errors.Join(add.Err(), drop.Err(), count.Err()); err != nil {
+		return 0, failure(err)
+	}
+	return max(1, int(count.Val())), nil
+}
+
+// lease asks for shards and returns those that are held, with the group's
+// cursor on each.
+func (r *reader) lease(ctx context.Context, action string, shards []int) ([]int, []storage.Cursor, error) {
+	if len(shards) == 0 {
+		return nil, nil, nil
+	}
+	on, args := make([]*shard, len(shards)), make([][]any, len(shards))
+	for i, n := range shards {
+		on[i] = r.s.shards[n]
+		args[i] = []any{r.group, action, r.consumer, r.nonce, r.s.opts.LeaseTTL.Milliseconds()}
+	}
+	replies, errs := r.s.runAll(ctx, r.s.scripts.lease, on, args)
+	if err := errors.Join(errs...); err != nil {
+		return nil, nil, err
+	}
+	var held []int
+	var acked []storage.Cursor
+	for i, rep := range replies {
+		switch rep.num(0) {
+		case 1:
+			at, err := storage.ParseCursor("acked", rep.text(1))
+			if err != nil {
+				return nil, nil, err
+			}
+			held, acked = append(held, shards[i]), append(acked, at)
+		case none:
+			// The same consumer reads elsewhere now.
+			r.shut()
+			return nil, nil, storage.ErrClosed
+		}
+	}
+	return held, acked, nil
+}
