@@ -58,12 +58,13 @@ var outages = map[string]struct {
 // TestOpenBreakersAnswerAtOnce: with its breakers open, the store answers every
 // kind of call without waiting for anything, be it from the near-cache or that
 // it cannot. What counts is the median of the rounds' p99, since the machine has
-// pauses of its own.
+// pauses of its own; with the race detector, which makes a few times as many of
+// them, the best round's: what waits does so in every round.
 func TestOpenBreakersAnswerAtOnce(t *testing.T) {
 	const rounds, calls = 9, 400
-	bound := time.Millisecond
+	bound, of := time.Millisecond, 50
 	if raced {
-		bound = 4 * time.Millisecond // still less than any wait there is: the shortest is a retry's 5 ms
+		bound, of = 4*time.Millisecond, 0 // still less than any wait there is: the shortest is a retry's 5 ms
 	}
 	for name, outage := range outages {
 		t.Run(name, func(t *testing.T) {
@@ -119,8 +120,8 @@ func TestOpenBreakersAnswerAtOnce(t *testing.T) {
 					}
 					p99s[r] = percentile(took, 99)
 				}
-				p99 := percentile(p99s, 50)
-				t.Logf("%-28s p99 %v (median of %d rounds of %d calls; worst round %v)", k.name, p99, rounds, calls, p99s[rounds-1])
+				p99 := percentile(p99s, of)
+				t.Logf("%-28s p99 %v (of %d rounds of %d calls; best %v, median %v, worst %v)", k.name, p99, rounds, calls, p99s[0], p99s[rounds/2], p99s[rounds-1])
 				if p99 > bound {
 					t.Errorf("%s: p99 %v while the breaker is open, want at most %v", k.name, p99, bound)
 				}
