@@ -24,8 +24,9 @@ import (
 // process: a call is a function call on a copy of the message, with everything
 // around it that a call over the network has (interceptors, trace, deadline,
 // headers), but without a transport, and, but for NewStream, on the caller's own
-// goroutine. What is called is registered on it, as on a grpc.Server. Of the
-// options of a call, grpc.Header and grpc.Trailer are heeded.
+// goroutine: a handler that heeds neither deadline nor departure holds its caller.
+// What is called is registered on it, as on a grpc.Server. Of the options of a
+// call, grpc.Header and grpc.Trailer are heeded.
 type Local struct {
 	chain   *chain
 	calls   stats.Handler
@@ -33,6 +34,8 @@ type Local struct {
 	// streams serves what NewStream opens.
 	streams    inprocgrpc.Channel
 	propagator propagation.TextMapPropagator
+	// maxRecv bounds a message to the server, in bytes as it would be sent.
+	maxRecv int
 
 	mu      sync.Mutex
 	closed  bool
@@ -51,14 +54,17 @@ var (
 )
 
 // NewLocal returns a server like that of NewServer, which answers for health by
-// the same state. MaxRecvBytes and MaxStreams bound nothing: there is no
-// connection, and who calls has its own limits.
+// the same state. MaxStreams bounds nothing: there is no connection, and who
+// calls has its own limit. Answers are bounded as they are for Dial.
 func NewLocal(cfg ServerConfig, health healthv1.HealthServer) (*Local, error) {
 	c, calls, err := cfg.assemble()
 	if err != nil {
 		return nil, err
 	}
-	l := &Local{chain: c, calls: calls, methods: map[string]localMethod{}, propagator: cfg.Telemetry.Propagator}
+	l := &Local{chain: c, calls: calls, methods: map[string]localMethod{}, propagator: cfg.Telemetry.Propagator, maxRecv: cfg.MaxRecvBytes}
+	if l.maxRecv == 0 {
+		l.maxRecv = DefaultMaxRecvBytes
+	}
 	l.streams.WithServerStreamInterceptor(l.serveStream)
 	healthv1.RegisterHealthServer(l, health)
 	return l, nil
@@ -128,8 +134,12 @@ func (l *Local) Invoke(ctx context.Context, method string, args, reply any, opts
 	if m.unary == nil {
 		return status.Errorf(codes.Unimplemented, "no method %s", Shorten(method))
 	}
-	c := &localCall{method: method}
-	resp, err := m.unary(m.impl, c.context(ctx), func(in any) error { return copyMessage(in, args) }, l.serveUnary)
+	c, ctx, end, err := begin(ctx, method)
+	if err != nil {
+		return err
+	}
+	resp, err := m.unary(m.impl, ctx, func(in any) error { return copyMessage(in, args, l.maxRecv) }, l.serveUnary)
+	end()
 	for _, o := range opts {
 		switch o := o.(type) {
 		case grpc.HeaderCallOption:
@@ -141,20 +151,28 @@ func (l *Local) Invoke(ctx context.Context, method string, args, reply any, opts
 	if err != nil {
 		return err
 	}
-	return copyMessage(reply, resp)
+	return copyMessage(reply, resp, maxAnswerBytes)
 }
 
 // Stream calls a method that takes one message and answers with a stream, and
 // hands each answer to each, which must neither keep nor change it. An error of
-// each ends the call.
+// each ends the call, to the server as the caller's departure, and is returned.
 func (l *Local) Stream(ctx context.Context, method string, args any, each func(answer any) error) error {
 	m := l.methods[method]
 	if m.stream == nil || m.stream.ClientStreams {
 		return status.Errorf(codes.Unimplemented, "no method %s", Shorten(method))
 	}
-	c := &localCall{method: method}
-	s := &localStream{localCall: c, ctx: c.context(ctx), args: args, each: each}
-	return l.serveStream(m.impl, s, &grpc.StreamServerInfo{FullMethod: method, IsServerStream: true}, m.stream.Handler) //nolint:contextcheck // s has it
+	c, ctx, end, err := begin(ctx, method)
+	if err != nil {
+		return err
+	}
+	defer end()
+	s := &localStream{localCall: c, ctx: ctx, args: args, most: l.maxRecv, each: each}
+	err = l.serveStream(m.impl, s, &grpc.StreamServerInfo{FullMethod: method, IsServerStream: true}, m.stream.Handler) //nolint:contextcheck // s has it
+	if s.left != nil {
+		return s.left
+	}
+	return err
 }
 
 // NewStream implements grpc.ClientConnInterface.
@@ -167,24 +185,55 @@ func (l *Local) NewStream(ctx context.Context, desc *grpc.StreamDesc, method str
 	return l.streams.NewStream(metadata.NewOutgoingContext(ctx, md), desc, method, opts...)
 }
 
-func copyMessage(to, from any) error {
+// copyMessage copies a message that would otherwise be sent, and take at most so
+// many bytes.
+func copyMessage(to, from any, most int) error {
 	dst, ok1 := to.(proto.Message)
 	src, ok2 := from.(proto.Message)
 	if !ok1 || !ok2 {
 		return status.Errorf(codes.Internal, "%T and %T are no messages", to, from)
 	}
+	if n := sizeOf(src); n > most {
+		return status.Errorf(codes.ResourceExhausted, "message of %d bytes, want at most %d", n, most)
+	}
+	proto.Reset(dst)
 	proto.Merge(dst, src)
 	return nil
 }
 
+func sizeOf(m proto.Message) int {
+	if w, ok := m.(written); ok {
+		return w.SizeVT()
+	}
+	return proto.Size(m)
+}
+
 // localCall is the server's transport of a call without one.
 type localCall struct {
-	method          string
+	method string
+
 	mu              sync.Mutex
+	over            bool
 	header, trailer metadata.MD
 }
 
 var _ grpc.ServerTransportStream = (*localCall)(nil)
+
+// begin makes a call for a caller that is still there. Its context ends with it;
+// after end nothing can be added to it.
+func begin(caller context.Context, method string) (c *localCall, ctx context.Context, end func(), err error) {
+	if err := caller.Err(); err != nil {
+		return nil, nil, nil, status.FromContextError(err).Err()
+	}
+	c = &localCall{method: method}
+	ctx, cancel := context.WithCancel(c.context(caller))
+	return c, ctx, func() {
+		cancel()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.over = true
+	}, nil
+}
 
 // context is what the server sees of a caller's: when it ends, the metadata that
 // it sends, and the trace and baggage, but no other value.
@@ -206,21 +255,21 @@ func (c *localCall) context(caller context.Context) context.Context {
 func (c *localCall) Method() string { return c.method }
 
 // SetHeader implements grpc.ServerTransportStream.
-func (c *localCall) SetHeader(md metadata.MD) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.header = metadata.Join(c.header, md)
-	return nil
-}
+func (c *localCall) SetHeader(md metadata.MD) error { return c.add(&c.header, md) }
 
 // SendHeader implements grpc.ServerTransportStream.
-func (c *localCall) SendHeader(md metadata.MD) error { return c.SetHeader(md) }
+func (c *localCall) SendHeader(md metadata.MD) error { return c.add(&c.header, md) }
 
 // SetTrailer implements grpc.ServerTransportStream.
-func (c *localCall) SetTrailer(md metadata.MD) error {
+func (c *localCall) SetTrailer(md metadata.MD) error { return c.add(&c.trailer, md) }
+
+func (c *localCall) add(to *metadata.MD, md metadata.MD) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.trailer = metadata.Join(c.trailer, md)
+	if c.over {
+		return status.Error(codes.Internal, "the call is over")
+	}
+	*to = metadata.Join(*to, md)
 	return nil
 }
 
@@ -229,7 +278,9 @@ type localStream struct {
 	*localCall
 	ctx  context.Context //nolint:containedctx // a stream's context is a method of the stream
 	args any
+	most int
 	each func(any) error
+	left error // why each ended the call
 }
 
 // Context implements grpc.ServerStream.
@@ -243,7 +294,7 @@ func (s *localStream) RecvMsg(m any) error {
 	if s.args == nil {
 		return io.EOF
 	}
-	err := copyMessage(m, s.args)
+	err := copyMessage(m, s.args, s.most)
 	s.args = nil
 	return err
 }
@@ -253,7 +304,10 @@ func (s *localStream) SendMsg(m any) error {
 	if err := s.ctx.Err(); err != nil {
 		return err
 	}
-	return s.each(m)
+	if s.left = s.each(m); s.left != nil {
+		return status.Error(codes.Canceled, "the caller went away")
+	}
+	return nil
 }
 
 // detached is a context without its values.

@@ -3,6 +3,7 @@ package rpc_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -25,11 +26,15 @@ import (
 type keeper struct {
 	sessionv1.UnimplementedStorageServiceServer
 	got     *sessionv1.CreateSessionRequest
+	labels  map[string]string // to answer with; those it was given where nil
 	session *sessionv1.Session
 }
 
 func (k *keeper) CreateSession(_ context.Context, req *sessionv1.CreateSessionRequest) (*sessionv1.Session, error) {
 	k.got, k.session = req, &sessionv1.Session{Id: "s", Labels: req.GetLabels()}
+	if k.labels != nil {
+		k.session.Labels = k.labels
+	}
 	return k.session, nil
 }
 
@@ -188,7 +193,7 @@ func TestLocalStreamsAnswers(t *testing.T) {
 	}{
 		"to the end":  {"x", 3, 10, codes.OK, 2},
 		"none":        {"x", 0, 10, codes.OK, 0},
-		"had enough":  {"x", 100, 5, codes.Internal, 4},
+		"had enough":  {"x", 100, 5, codes.Unknown, 4},
 		"not allowed": {"", 3, 10, codes.InvalidArgument, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -209,6 +214,9 @@ func TestLocalStreamsAnswers(t *testing.T) {
 				}
 				return nil
 			})
+			if tt.take < tt.events && (!errors.Is(err, enough) || status.Code(w.failed) != codes.Canceled) {
+				t.Errorf("the caller gets %v, and the server %v", err, w.failed)
+			}
 			if status.Code(err) != tt.code || w.sent != tt.sent {
 				t.Errorf("sent up to %d, ended by %v", w.sent, err)
 			}
@@ -247,4 +255,63 @@ func TestLocalStreamsAnswers(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestLocalKeepsToLimits that a transport would set: the size of messages, and
+// callers that have left already.
+func TestLocalKeepsToLimits(t *testing.T) {
+	cfg, _ := configure(anybody(t))
+	cfg.MaxRecvBytes = 1000
+	l, err := rpc.NewLocal(cfg, health.NewServer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &keeper{}
+	sessionv1.RegisterStorageServiceServer(l, k)
+	client := sessionv1.NewStorageServiceClient(l)
+	large := &sessionv1.CreateSessionRequest{Labels: map[string]string{"a": strings.Repeat("x", 1000)}}
+	if _, err := client.CreateSession(t.Context(), large); status.Code(err) != codes.ResourceExhausted || k.got != nil {
+		t.Errorf("a large message: %v", err)
+	}
+	k.labels = map[string]string{"a": strings.Repeat("x", 64<<20)}
+	if _, err := client.CreateSession(t.Context(), &sessionv1.CreateSessionRequest{}); status.Code(err) != codes.ResourceExhausted || k.got == nil {
+		t.Errorf("a large answer: %v", err)
+	}
+	k.got = nil
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	if _, err := client.CreateSession(ctx, &sessionv1.CreateSessionRequest{}); status.Code(err) != codes.Canceled || k.got != nil {
+		t.Errorf("a caller that has left: %v", err)
+	}
+}
+
+// TestLocalCallsEnd: what a handler leaves behind can add nothing to an answer,
+// and is told that the call is over.
+func TestLocalCallsEnd(t *testing.T) {
+	cfg, _ := configure(anybody(t))
+	l, err := rpc.NewLocal(cfg, health.NewServer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := make(chan error)
+	sessionv1.RegisterStorageServiceServer(l, &fake{get: func(ctx context.Context) error {
+		go func() {
+			for grpc.SetHeader(ctx, metadata.Pairs("late", "x")) == nil {
+				time.Sleep(time.Microsecond)
+			}
+			<-ctx.Done()
+			left <- ctx.Err()
+		}()
+		return nil
+	}})
+	var h metadata.MD
+	if _, err := sessionv1.NewStorageServiceClient(l).GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: "x"}, grpc.Header(&h)); err != nil {
+		t.Fatal(err)
+	}
+	if h.Get("answered") == nil {
+		t.Errorf("headers %v", h)
+	}
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
 }

@@ -169,6 +169,9 @@ func TestBadParametersAreNamed(t *testing.T) {
 		"GET /v1/sessions/p2/events?wait=1s&wait=2s": "wait",
 		"GET /v1/activity/inactive?threshold=x":      "threshold",
 		"GET /v1/sessions?user.x=1":                  "user",
+		"GET /v1/sessions?user=%ff":                  "user",
+		"GET /v1/sessions?user=ann&%ff=x":            "a parameter's name",
+		"GET /v1/sessions/%ff":                       "path",
 	} {
 		w := do(t, g, line, "")
 		f := failed(t, w)

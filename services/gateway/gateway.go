@@ -15,8 +15,10 @@ import (
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/realclientip/realclientip-go"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -51,6 +53,8 @@ type Gateway struct {
 	clientIP realclientip.Strategy
 	table    *routes.Table
 	handler  http.Handler
+	// stopping ends when the gateway is about to stop: nobody waits any longer.
+	stopping context.Context //nolint:containedctx // it is the gateway's, not a call's
 	stop     context.CancelFunc
 }
 
@@ -67,7 +71,7 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry, store, activ
 	}
 	stopping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g := &Gateway{
-		cfg: cfg, tel: tel, limiter: limiter, waiters: poll.NewWaiters(cfg.MaxWaiters), stop: stop,
+		cfg: cfg, tel: tel, limiter: limiter, waiters: poll.NewWaiters(cfg.MaxWaiters), stopping: stopping, stop: stop,
 		health: healthv1.NewHealthClient(store),
 		sse:    &sse.Handler{Watch: watching(store), Marshal: marshal, Heartbeat: heartbeat, Stopping: stopping},
 	}
@@ -156,7 +160,7 @@ func (g *Gateway) routes(ctx context.Context, store, activity grpc.ClientConnInt
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
 			MarshalOptions: marshal, UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: false},
 		}),
-		runtime.WithErrorHandler(httperr.Handle),
+		runtime.WithErrorHandler(refused),
 		runtime.WithRoutingErrorHandler(g.unrouted),
 		// Callers cannot inject metadata: no header becomes any. The mux passes
 		// Authorization on by itself; naming it here would send it twice.
@@ -189,6 +193,17 @@ func (g *Gateway) routes(ctx context.Context, store, activity grpc.ClientConnInt
 		g.mux.HandlePath(http.MethodGet, "/metrics", plain(admin)),
 		g.mux.HandlePath(http.MethodGet, "/v1/sessions/{id}/events:watch", g.watch),
 	)
+}
+
+var errStopping = errors.New("the gateway stops")
+
+// refused answers an error of a call. A wait that was cut because the gateway
+// stops is one to be asked for again, elsewhere or later.
+func refused(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(context.Cause(ctx), errStopping) {
+		err = status.Error(codes.Unavailable, "stopping")
+	}
+	httperr.Handle(ctx, mux, m, w, r, err)
 }
 
 // decorate adds to answers what only the gateway knows.

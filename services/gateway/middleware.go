@@ -5,9 +5,11 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rs/cors"
 	"google.golang.org/grpc/codes"
@@ -84,8 +86,32 @@ func (g *Gateway) guard(next http.Handler) http.Handler {
 			httperr.WriteStatus(rec, http.StatusBadRequest, codes.InvalidArgument, rpc.ReasonInvalid, "Authorization: want one value, in printable ASCII")
 			return
 		}
+		if what := notUTF8(r.URL); what != "" {
+			httperr.Write(rec, rpc.Invalid(rpc.Violation{Field: what, Want: "text in UTF-8"}))
+			return
+		}
 		next.ServeHTTP(rec, r)
 	})
+}
+
+// notUTF8 names a part of a URL that is no text, "" where there is none: it can
+// be no part of a message.
+func notUTF8(u *url.URL) string {
+	if !utf8.ValidString(u.Path) {
+		return "path"
+	}
+	if !strings.Contains(u.RawQuery, "%") && utf8.ValidString(u.RawQuery) {
+		return ""
+	}
+	for name, values := range u.Query() {
+		if !utf8.ValidString(name) {
+			return "a parameter's name"
+		}
+		if !utf8.ValidString(strings.Join(values, "")) {
+			return rpc.Shorten(name)
+		}
+	}
+	return ""
 }
 
 // finish is deferred: it answers for a handler that panicked, and logs.
@@ -174,7 +200,10 @@ func (g *Gateway) polls(next http.Handler) http.Handler {
 				return
 			}
 			defer leave()
-			next.ServeHTTP(w, r)
+			ctx, cancel := context.WithCancelCause(r.Context())
+			defer cancel(nil)
+			defer context.AfterFunc(g.stopping, func() { cancel(errStopping) })() //nolint:contextcheck // the gateway's end, not the call's
+			next.ServeHTTP(w, r.WithContext(ctx))
 			return
 		}
 		if after := g.limiter.Take(client, id); after > 0 {

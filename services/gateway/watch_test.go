@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/gateway"
@@ -129,6 +131,33 @@ func TestStoppingEndsStreamsAtOnce(t *testing.T) {
 		t.Errorf("the stream must end in order, got %v", err)
 	}
 	<-left
+}
+
+// TestStoppingAnswersWhoWaits: a long poll is no reason to stop later, and is
+// told to come again.
+func TestStoppingAnswersWhoWaits(t *testing.T) {
+	arrived := make(chan struct{})
+	b := &backend{Answer: func(ctx context.Context, _ string, _ proto.Message) (proto.Message, error) {
+		close(arrived)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	url, stop := serve(t, start(t, b, nil))
+	answered := make(chan string, 1)
+	go func() {
+		resp := open(t, url+"/v1/sessions/s1/events?wait=30s")
+		defer resp.Body.Close()
+		answered <- fmt.Sprint(resp.StatusCode, " ", resp.Header.Get("Retry-After"))
+	}()
+	<-arrived
+	begin := time.Now()
+	stop()
+	if d := time.Since(begin); d > 4*time.Second {
+		t.Errorf("stopping took %v with a long poll open", d)
+	}
+	if got := <-answered; got != "503 1" {
+		t.Errorf("got %q, want status 503 and a second to wait", got)
+	}
 }
 
 func TestClientThatLeavesFreesTheStore(t *testing.T) {

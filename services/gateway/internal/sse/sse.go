@@ -87,6 +87,7 @@ func (h *Handler) Serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		req.After = proto.String(after)
 	}
 	out := newWriter(w, h, cancel)
+	defer out.close() // also when something panics
 	err := h.Watch(ctx, req, out.next)
 	out.close()
 	switch {
