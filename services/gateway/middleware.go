@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -66,16 +68,20 @@ func (r *recorder) Write(p []byte) (int, error) {
 // Unwrap lets http.ResponseController through.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
+// always are the headers that every answer has, until a handler sets its own.
+var always = http.Header{
+	"X-Content-Type-Options":  {"nosniff"},
+	"Referrer-Policy":         {"no-referrer"},
+	"Content-Security-Policy": {"default-src 'self'; frame-ancestors 'none'"},
+	"Cache-Control":           {"no-store"},
+}
+
 // guard recovers from panics, logs each request, and sets the headers that
 // every answer has.
 func (g *Gateway) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begin := time.Now()
-		h := w.Header()
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
-		h.Set("Content-Security-Policy", "default-src 'self'; frame-ancestors 'none'")
-		h.Set("Cache-Control", "no-store")
+		maps.Copy(w.Header(), always)
 		// A client that takes nothing is dropped. The deadline is the connection's
 		// and outlives a request, so that every answer needs its own; where the
 		// writer has none (in tests) there is nothing to drop.
@@ -156,14 +162,19 @@ func (g *Gateway) deadlines(next http.Handler) http.Handler {
 
 type clientKey struct{}
 
+// forgotten are headers in their canonical form, as net/http reads them.
+var forgotten = []string{"X-Forwarded-For", "X-Forwarded-Host", "Grpc-Timeout"}
+
 // forget drops headers that the REST mux would make metadata or deadlines of
 // and that anybody can write: who called is known by now.
 func (g *Gateway) forget(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r = r.WithContext(context.WithValue(r.Context(), clientKey{}, g.client(r)))
-		r.Header = r.Header.Clone()
-		for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "Grpc-Timeout"} {
-			r.Header.Del(name)
+		if slices.ContainsFunc(forgotten, func(name string) bool { return r.Header[name] != nil }) {
+			r.Header = r.Header.Clone()
+			for _, name := range forgotten {
+				delete(r.Header, name)
+			}
 		}
 		next.ServeHTTP(w, r)
 	})

@@ -97,6 +97,9 @@ func Session(r *http.Request) string {
 // store would refuse, or that is given in parts (wait.seconds) and so can say
 // two things at once, is none.
 func Waits(r *http.Request) bool {
+	if !strings.ContainsAny(r.URL.RawQuery, "w%") {
+		return false // there is no wait in it, and most have none
+	}
 	query := r.URL.Query()
 	for name := range query {
 		if strings.HasPrefix(name, "wait.") {

@@ -211,10 +211,11 @@ func decision(parts []string) (lifetime.Decision, error) {
 const (
 	// sweepBatch is how many sessions of a shard one script expires at most, and
 	// sweepShards how many shards are swept in one round trip. A server works a
-	// round trip off in one go, and at about 50 µs for a session everybody else
-	// waits for it.
+	// round trip off in one go, and everybody else waits for it: some 13 ms at
+	// 50 µs for a session, and for as many replicas as sweep at a time, all of
+	// which must stay well below --redis-timeout, also on a slow machine.
 	sweepBatch  = 16
-	sweepShards = 64
+	sweepShards = 16
 	// keepFeed is how long after settle_max an entry is dropped even though a
 	// group has not acknowledged it, in milliseconds.
 	keepFeed = 3600_000
