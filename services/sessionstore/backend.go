@@ -92,7 +92,8 @@ func (b *backend) fallbacks(cfg Config, tel *telemetry.Telemetry, marks *server.
 	return nil
 }
 
-// works says whether calls can be served although the store answers err.
+// works says whether calls can be served although the store answers err. With a
+// part of a cluster away, each replica serves the rest: none must leave.
 func (b *backend) works(err error) bool {
-	return err == nil || errors.Is(err, storage.ErrUnavailable) && b.standsIn != nil && b.standsIn()
+	return err == nil || errors.Is(err, storage.ErrPartly) || errors.Is(err, storage.ErrUnavailable) && b.standsIn != nil && b.standsIn()
 }

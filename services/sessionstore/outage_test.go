@@ -145,6 +145,7 @@ func TestReadiness(t *testing.T) {
 		"away":                {away, nil, false},
 		"away, journal":       {away, func() bool { return true }, true},
 		"away, journal fails": {away, func() bool { return false }, false},
+		"a part is away":      {fmt.Errorf("%w: %w", storage.ErrPartly, away), nil, true},
 		"wrong, journal":      {errors.New("other shards"), func() bool { return true }, false},
 	} {
 		t.Run(name, func(t *testing.T) {

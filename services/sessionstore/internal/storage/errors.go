@@ -18,6 +18,9 @@ var (
 	// ErrUnavailable: the backend cannot answer now; whether a write was
 	// applied is unknown. Trying again with the same ids is safe.
 	ErrUnavailable = errors.New("store unavailable")
+	// ErrPartly comes with ErrUnavailable from what is about all shards: some
+	// answer, and their sessions are served.
+	ErrPartly = errors.New("a part of the store cannot answer")
 	// ErrExhausted: a limit of the store is reached.
 	ErrExhausted = errors.New("limit reached")
 	// ErrJournal comes with ErrUnavailable: the write could have been accepted for

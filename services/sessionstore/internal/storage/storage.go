@@ -194,6 +194,8 @@ type TTL interface {
 	// sweep), but only once the watermark of ActivityGroup on the shard has passed
 	// the deadline, or settle_max has, or at once where the group never was; purge sessions whose retention
 	// has passed (as Delete does, but with nothing appended); and trim feeds.
+	// Where some shards cannot be reached it must sweep the others, and return an
+	// error that is ErrPartly.
 	Sweep(ctx context.Context) (SweepResult, error)
 }
 

@@ -5,6 +5,7 @@ package redis_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os/exec"
 	"strings"
 	"sync"
@@ -114,5 +115,50 @@ func TestClusterFollowsSlotsThatMove(t *testing.T) {
 		if _, err := s.Get(t.Context(), id); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestClusterWithoutAMaster: with one of three masters away, be it the one that
+// keeps the store's own notes, the rest is swept, and the store says of itself
+// that a part of it answers. With all of them away it says that none does.
+func TestClusterWithoutAMaster(t *testing.T) {
+	for away := range 3 {
+		t.Run(fmt.Sprint(away), func(t *testing.T) {
+			cluster := redistest.StartCluster(t, 3)
+			for _, node := range cluster.Nodes {
+				client := goredis.NewClient(&goredis.Options{Addr: node.Addr})
+				if err := client.ConfigSet(t.Context(), "cluster-require-full-coverage", "no").Err(); err != nil {
+					t.Fatal(err)
+				}
+				_ = client.Close()
+			}
+			s := open(t, cluster.URL())
+			if _, err := s.Sweep(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if st := s.Status(t.Context()); st.Err != nil {
+				t.Fatal(st.Err)
+			}
+			if err := cluster.Nodes[away].Kill(); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				if _, err := s.Sweep(t.Context()); !errors.Is(err, storage.ErrPartly) || !errors.Is(err, storage.ErrUnavailable) {
+					t.Errorf("sweeping: %v", err)
+				}
+				if st := s.Status(t.Context()); !errors.Is(st.Err, storage.ErrPartly) || !errors.Is(st.Err, storage.ErrUnavailable) {
+					t.Errorf("status: %v", st.Err)
+				}
+			}
+			for _, node := range cluster.Nodes {
+				_ = node.Kill()
+			}
+			if _, err := s.Sweep(t.Context()); err == nil || errors.Is(err, storage.ErrPartly) {
+				t.Errorf("sweeping with all away: %v", err)
+			}
+			if st := s.Status(t.Context()); st.Err == nil || errors.Is(st.Err, storage.ErrPartly) {
+				t.Errorf("status with all away: %v", st.Err)
+			}
+		})
 	}
 }

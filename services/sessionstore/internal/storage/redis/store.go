@@ -203,12 +203,38 @@ func (s *Store) Status(ctx context.Context) storage.Status {
 	st := storage.Status{Backend: "redis", Shards: len(s.shards), Entries: -1}
 	st.Losses, st.LastLoss = s.lost.Get()
 	if st.Err = s.usable(ctx); st.Err == nil {
-		st.Err = failure(s.conn.read.do(ctx, goredis.NewStringCmd(ctx, "get", metaKey+":none")))
-		if errors.Is(st.Err, goredis.Nil) {
-			st.Err = nil
-		}
+		st.Err = s.alive(ctx)
 	}
 	return st
+}
+
+// alive asks the server; in a cluster every shard, so that every node with any is
+// asked.
+func (s *Store) alive(ctx context.Context) error {
+	asked := s.shards
+	if !s.conn.cluster {
+		asked = asked[:1]
+	}
+	cmds := make([]*goredis.IntCmd, len(asked))
+	for i, sh := range asked {
+		cmds[i] = goredis.NewIntCmd(ctx, "exists", sh.feed())
+	}
+	if err := s.conn.read.pipeline(ctx, asCmders(cmds)...); err != nil {
+		return err
+	}
+	var failed error
+	answered := 0
+	for _, cmd := range cmds {
+		if err := failure(cmd.Err()); err != nil {
+			failed = err
+		} else {
+			answered++
+		}
+	}
+	if failed != nil && answered > 0 {
+		failed = fmt.Errorf("%w: %w", storage.ErrPartly, failed)
+	}
+	return failed
 }
 
 // Close ends waiting calls and closes the connections.

@@ -239,7 +239,7 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 		sweepBatch, s.opts.SettleMax.Milliseconds(), s.opts.Retention.Milliseconds(), s.opts.MaxEvents,
 		s.opts.SettleMax.Milliseconds() + keepFeed, keepUngrouped, storage.ActivityGroup,
 	}
-	held := map[*shard]int{}
+	held, swept := map[*shard]int{}, 0
 	for left := slices.Clone(s.shards); len(left) > 0; {
 		some := left[:min(sweepShards, len(left))]
 		left = left[len(some):]
@@ -253,6 +253,7 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 				all = append(all, errs[i])
 				continue
 			}
+			swept++
 			sum.Warned += int(r.num(0))
 			sum.Expired += int(r.num(1))
 			sum.Purged += int(r.num(2))
@@ -269,5 +270,9 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	if len(all) > 3 {
 		all = all[:3] // the same failure, once for each shard
 	}
-	return sum, errors.Join(all...)
+	err := errors.Join(all...)
+	if err != nil && swept > 0 {
+		err = fmt.Errorf("%w: %w", storage.ErrPartly, err)
+	}
+	return sum, err
 }
