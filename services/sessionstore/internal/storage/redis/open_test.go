@@ -187,9 +187,13 @@ func TestOutageTimes(t *testing.T) {
 			for class, call := range classes {
 				all.Go(func() {
 					r := recoveryOf(call, callers)
-					t.Logf("%s: full service %v after the first good probe, %d calls turned away meanwhile", class, r.full, r.turnedAway)
+					t.Logf("%s: full service %v after the first good probe, %d calls turned away meanwhile; %d of %d failed by themselves", class, r.full, r.turnedAway, r.failed, r.calls)
 					if r.first.IsZero() || r.full > time.Second {
 						t.Errorf("%s: first good answer at %v, full service %v later, want at most 1 s", class, r.first, r.full)
+					}
+					// The machine has pauses longer than the timeout.
+					if r.failed > r.calls/100 {
+						t.Errorf("%s: %d of %d calls failed with the breaker closed", class, r.failed, r.calls)
 					}
 				})
 			}
@@ -202,14 +206,16 @@ type recovery struct {
 	first      time.Time // the first good answer
 	full       time.Duration
 	turnedAway int
+	// failed are those that the breaker let through, of all calls.
+	failed, calls int
 }
 
 // recoveryOf calls until two seconds after the first good answer, and tells how
-// long after it the last call failed.
+// long after it the breaker turned the last call away.
 func recoveryOf(call func() error, callers int) recovery {
 	var mu sync.Mutex
 	var first, last time.Time
-	turnedAway := 0
+	var r recovery
 	done := func() bool {
 		mu.Lock()
 		defer mu.Unlock()
@@ -221,14 +227,21 @@ func recoveryOf(call func() error, callers int) recovery {
 		wg.Go(func() {
 			for !done() && time.Now().Before(end) {
 				// A server without persistence answers that there is no session.
-				away := errors.Is(call(), storage.ErrUnavailable)
+				err := call()
+				var open *resilience.OpenError
 				mu.Lock()
-				switch {
+				if !first.IsZero() {
+					r.calls++
+				}
+				switch away := errors.Is(err, storage.ErrUnavailable); {
 				case !away && first.IsZero():
 					first = time.Now()
-				case away && !first.IsZero():
+				case first.IsZero():
+				case errors.As(err, &open):
 					last = time.Now()
-					turnedAway++
+					r.turnedAway++
+				case away:
+					r.failed++
 				}
 				mu.Unlock()
 				time.Sleep(2 * time.Millisecond) // the callers' pace
@@ -236,7 +249,8 @@ func recoveryOf(call func() error, callers int) recovery {
 		})
 	}
 	wg.Wait()
-	return recovery{first: first, full: max(0, last.Sub(first)), turnedAway: turnedAway}
+	r.first, r.full = first, max(0, last.Sub(first))
+	return r
 }
 
 // TestLateCreationRevivesNothing: a creation whose first try comes late, or is
