@@ -92,7 +92,7 @@ func (c *chain) answerStream(srv any, ss grpc.ServerStream, i *grpc.StreamServer
 	if err != nil {
 		return err
 	}
-	return next(srv, &callStream{ServerStream: ss, ctx: ctx, chain: c})
+	return next(srv, &callStream{contextStream: contextStream{ss, ctx}, chain: c})
 }
 
 func (c *chain) logCall(ctx context.Context, method string, begin time.Time, err error) {
@@ -178,17 +178,22 @@ func (c *chain) authenticate(ctx context.Context, method string) (context.Contex
 	return auth.NewContext(ctx, p), nil
 }
 
-// callStream is a stream whose caller is known: it validates each message as it
-// comes, and knows the first that goes.
-type callStream struct {
+// contextStream is a stream with a context of its own.
+type contextStream struct {
 	grpc.ServerStream
-	ctx      context.Context //nolint:containedctx // a stream's context is a method of the stream
-	chain    *chain
-	answered bool
+	ctx context.Context //nolint:containedctx // a stream's context is a method of the stream
 }
 
 // Context implements grpc.ServerStream.
-func (s *callStream) Context() context.Context { return s.ctx }
+func (s *contextStream) Context() context.Context { return s.ctx }
+
+// callStream is a stream whose caller is known: it validates each message as it
+// comes, and knows the first that goes.
+type callStream struct {
+	contextStream
+	chain    *chain
+	answered bool
+}
 
 // SendMsg implements grpc.ServerStream.
 func (s *callStream) SendMsg(m any) error {

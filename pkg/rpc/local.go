@@ -62,9 +62,6 @@ func NewLocal(cfg ServerConfig, health healthv1.HealthServer) (*Local, error) {
 		return nil, err
 	}
 	l := &Local{chain: c, calls: calls, methods: map[string]localMethod{}, propagator: cfg.Telemetry.Propagator, maxRecv: cfg.MaxRecvBytes}
-	if l.maxRecv == 0 {
-		l.maxRecv = DefaultMaxRecvBytes
-	}
 	l.streams.WithServerStreamInterceptor(l.serveStream)
 	healthv1.RegisterHealthServer(l, health)
 	return l, nil
@@ -82,7 +79,7 @@ func (l *Local) serveUnary(ctx context.Context, req any, i *grpc.UnaryServerInfo
 func (l *Local) serveStream(srv any, ss grpc.ServerStream, i *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	begin := &stats.Begin{IsClientStream: i.IsClientStream, IsServerStream: i.IsServerStream}
 	return l.serve(ss.Context(), i.FullMethod, begin, func(ctx context.Context) error {
-		return l.chain.stream(srv, &tracedStream{ss, ctx}, i, next) //nolint:contextcheck // it is the stream's
+		return l.chain.stream(srv, &contextStream{ss, ctx}, i, next) //nolint:contextcheck // it is the stream's
 	})
 }
 
@@ -113,6 +110,25 @@ func (l *Local) enter() bool {
 	}
 	l.running.Add(1)
 	return true
+}
+
+// Stop refuses further calls, and waits for those that run for at most grace.
+// Their callers end them.
+func (l *Local) Stop(grace time.Duration) error {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		l.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(grace):
+		return fmt.Errorf("calls are still running after %v", grace)
+	}
 }
 
 // RegisterService implements grpc.ServiceRegistrar. It must not be called once
@@ -181,7 +197,11 @@ func (l *Local) NewStream(ctx context.Context, desc *grpc.StreamDesc, method str
 	if md == nil {
 		md = metadata.MD{}
 	}
-	l.propagator.Inject(ctx, carrier(md))
+	traced := propagation.MapCarrier{}
+	l.propagator.Inject(ctx, traced)
+	for key, value := range traced {
+		md.Set(key, value)
+	}
 	return l.streams.NewStream(metadata.NewOutgoingContext(ctx, md), desc, method, opts...)
 }
 
@@ -321,55 +341,4 @@ func (d detached) Value(key any) any {
 		return d.Context.Value(key)
 	}
 	return nil
-}
-
-// Stop refuses further calls, and waits for those that run for at most grace.
-// Their callers end them.
-func (l *Local) Stop(grace time.Duration) error {
-	l.mu.Lock()
-	l.closed = true
-	l.mu.Unlock()
-	done := make(chan struct{})
-	go func() {
-		l.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-		return nil
-	case <-time.After(grace):
-		return fmt.Errorf("calls are still running after %v", grace)
-	}
-}
-
-// tracedStream is a stream with the context of its span.
-type tracedStream struct {
-	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // a stream's context is a method of the stream
-}
-
-// Context implements grpc.ServerStream.
-func (s *tracedStream) Context() context.Context { return s.ctx }
-
-// carrier writes a trace into metadata.
-type carrier metadata.MD
-
-// Get implements propagation.TextMapCarrier.
-func (c carrier) Get(key string) string {
-	if v := metadata.MD(c).Get(key); len(v) > 0 {
-		return v[0]
-	}
-	return ""
-}
-
-// Set implements propagation.TextMapCarrier.
-func (c carrier) Set(key, value string) { metadata.MD(c).Set(key, value) }
-
-// Keys implements propagation.TextMapCarrier.
-func (c carrier) Keys() []string {
-	keys := make([]string, 0, len(c))
-	for k := range c {
-		keys = append(keys, k)
-	}
-	return keys
 }

@@ -19,8 +19,23 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/livinguniverse/stoker/pkg/rpc"
+	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 )
+
+// local is a server for anybody, changed.
+func local(t *testing.T, change func(*rpc.ServerConfig)) *rpc.Local {
+	t.Helper()
+	cfg, _ := configure(anybody(t))
+	if change != nil {
+		change(&cfg)
+	}
+	l, err := rpc.NewLocal(cfg, health.NewServer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
 
 // keeper keeps the session that it was given, and answers with it.
 type keeper struct {
@@ -41,11 +56,7 @@ func (k *keeper) CreateSession(_ context.Context, req *sessionv1.CreateSessionRe
 // TestLocalSharesNoMessage: neither side sees what the other does to its message
 // afterwards.
 func TestLocalSharesNoMessage(t *testing.T) {
-	cfg, _ := configure(anybody(t))
-	l, err := rpc.NewLocal(cfg, health.NewServer())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := local(t, nil)
 	k := &keeper{}
 	sessionv1.RegisterStorageServiceServer(l, k)
 	req := &sessionv1.CreateSessionRequest{Labels: map[string]string{"a": "1"}}
@@ -63,15 +74,10 @@ func TestLocalSharesNoMessage(t *testing.T) {
 // is told of a call's duration is the call's.
 func TestLocalIsTracedAndTimed(t *testing.T) {
 	spans, reader := tracetest.NewSpanRecorder(), sdkmetric.NewManualReader()
-	cfg, _ := configure(anybody(t))
-	tel := *cfg.Telemetry
+	tel := telemetry.Nop()
 	tel.Tracer = sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(spans))
 	tel.Meter = sdkmetric.NewMeterProvider(sdkmetric.WithReader(reader))
-	cfg.Telemetry = &tel
-	l, err := rpc.NewLocal(cfg, health.NewServer())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := local(t, func(cfg *rpc.ServerConfig) { cfg.Telemetry = tel })
 	var inside trace.SpanContext
 	sessionv1.RegisterStorageServiceServer(l, &fake{
 		get: func(ctx context.Context) error {
@@ -126,11 +132,7 @@ func TestLocalIsTracedAndTimed(t *testing.T) {
 // TestLocalStops: who calls later is refused, and who still runs is waited for,
 // but not for ever.
 func TestLocalStops(t *testing.T) {
-	cfg, _ := configure(anybody(t))
-	l, err := rpc.NewLocal(cfg, health.NewServer())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := local(t, nil)
 	begun := make(chan struct{})
 	sessionv1.RegisterStorageServiceServer(l, &fake{get: func(ctx context.Context) error {
 		close(begun)
@@ -197,15 +199,11 @@ func TestLocalStreamsAnswers(t *testing.T) {
 		"not allowed": {"", 3, 10, codes.InvalidArgument, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg, _ := configure(anybody(t))
-			l, err := rpc.NewLocal(cfg, health.NewServer())
-			if err != nil {
-				t.Fatal(err)
-			}
+			l := local(t, nil)
 			w := &watcher{events: tt.events}
 			sessionv1.RegisterStorageServiceServer(l, w)
 			got := 0
-			err = l.Stream(t.Context(), sessionv1.StorageService_WatchEvents_FullMethodName, &sessionv1.WatchEventsRequest{Id: tt.id}, func(answer any) error {
+			err := l.Stream(t.Context(), sessionv1.StorageService_WatchEvents_FullMethodName, &sessionv1.WatchEventsRequest{Id: tt.id}, func(answer any) error {
 				if m, ok := answer.(*sessionv1.WatchEventsResponse); !ok || m.GetCursor() != tt.id {
 					t.Errorf("got %v", answer)
 				}
@@ -223,15 +221,11 @@ func TestLocalStreamsAnswers(t *testing.T) {
 		})
 	}
 	t.Run("left", func(t *testing.T) {
-		cfg, _ := configure(anybody(t))
-		l, err := rpc.NewLocal(cfg, health.NewServer())
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := local(t, nil)
 		w := &watcher{events: 100}
 		sessionv1.RegisterStorageServiceServer(l, w)
 		ctx, leave := context.WithCancel(t.Context())
-		err = l.Stream(ctx, sessionv1.StorageService_WatchEvents_FullMethodName, &sessionv1.WatchEventsRequest{Id: "x"}, func(any) error {
+		err := l.Stream(ctx, sessionv1.StorageService_WatchEvents_FullMethodName, &sessionv1.WatchEventsRequest{Id: "x"}, func(any) error {
 			leave()
 			return nil
 		})
@@ -240,11 +234,7 @@ func TestLocalStreamsAnswers(t *testing.T) {
 		}
 	})
 	t.Run("no such", func(t *testing.T) {
-		cfg, _ := configure(anybody(t))
-		l, err := rpc.NewLocal(cfg, health.NewServer())
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := local(t, nil)
 		sessionv1.RegisterStorageServiceServer(l, &watcher{})
 		for _, method := range []string{"/nothing", sessionv1.StorageService_GetSession_FullMethodName, sessionv1.StorageService_Feed_FullMethodName} {
 			if err := l.Stream(t.Context(), method, nil, nil); status.Code(err) != codes.Unimplemented {
@@ -260,12 +250,7 @@ func TestLocalStreamsAnswers(t *testing.T) {
 // TestLocalKeepsToLimits that a transport would set: the size of messages, and
 // callers that have left already.
 func TestLocalKeepsToLimits(t *testing.T) {
-	cfg, _ := configure(anybody(t))
-	cfg.MaxRecvBytes = 1000
-	l, err := rpc.NewLocal(cfg, health.NewServer())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := local(t, func(cfg *rpc.ServerConfig) { cfg.MaxRecvBytes = 1000 })
 	k := &keeper{}
 	sessionv1.RegisterStorageServiceServer(l, k)
 	client := sessionv1.NewStorageServiceClient(l)
@@ -288,11 +273,7 @@ func TestLocalKeepsToLimits(t *testing.T) {
 // TestLocalCallsEnd: what a handler leaves behind can add nothing to an answer,
 // and is told that the call is over.
 func TestLocalCallsEnd(t *testing.T) {
-	cfg, _ := configure(anybody(t))
-	l, err := rpc.NewLocal(cfg, health.NewServer())
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := local(t, nil)
 	left := make(chan error)
 	sessionv1.RegisterStorageServiceServer(l, &fake{get: func(ctx context.Context) error {
 		go func() {

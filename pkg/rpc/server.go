@@ -58,12 +58,6 @@ type ServerConfig struct {
 // NewServer returns a server with health and reflection registered. The health
 // service starts as SERVING for the empty service name.
 func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
-	if cfg.MaxRecvBytes == 0 {
-		cfg.MaxRecvBytes = DefaultMaxRecvBytes
-	}
-	if cfg.MaxStreams == 0 {
-		cfg.MaxStreams = DefaultMaxStreams
-	}
 	c, calls, err := cfg.assemble()
 	if err != nil {
 		return nil, nil, err
@@ -88,8 +82,15 @@ func NewServer(cfg ServerConfig) (*grpc.Server, *health.Server, error) {
 	return srv, hs, nil
 }
 
-// assemble makes what is around every call, however it comes.
-func (cfg ServerConfig) assemble() (*chain, stats.Handler, error) {
+// assemble fills the defaults in, and makes what is around every call, however it
+// comes.
+func (cfg *ServerConfig) assemble() (*chain, stats.Handler, error) {
+	if cfg.MaxRecvBytes == 0 {
+		cfg.MaxRecvBytes = DefaultMaxRecvBytes
+	}
+	if cfg.MaxStreams == 0 {
+		cfg.MaxStreams = DefaultMaxStreams
+	}
 	validator, err := newValidator()
 	if err != nil {
 		return nil, nil, fmt.Errorf("validator: %w", err)

@@ -15,10 +15,8 @@ import (
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	"github.com/realclientip/realclientip-go"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -73,7 +71,7 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry, store, activ
 	g := &Gateway{
 		cfg: cfg, tel: tel, limiter: limiter, waiters: poll.NewWaiters(cfg.MaxWaiters), stopping: stopping, stop: stop,
 		health: healthv1.NewHealthClient(store),
-		sse:    &sse.Handler{Watch: watching(store), Marshal: marshal, Heartbeat: heartbeat, Stopping: stopping},
+		sse:    &sse.Handler{Watch: watching(store), Marshal: marshal, Heartbeat: heartbeat},
 	}
 	if g.table, err = routes.New(ownPaths, sessionv1.File_stoker_session_v1_storage_service_proto,
 		sessionv1.File_stoker_session_v1_admin_service_proto, activityv1.File_stoker_activity_v1_activity_service_proto); err != nil {
@@ -195,15 +193,9 @@ func (g *Gateway) routes(ctx context.Context, store, activity grpc.ClientConnInt
 	)
 }
 
-var errStopping = errors.New("the gateway stops")
-
-// refused answers an error of a call. A wait that was cut because the gateway
-// stops is one to be asked for again, elsewhere or later.
+// refused answers an error of a call.
 func refused(ctx context.Context, mux *runtime.ServeMux, m runtime.Marshaler, w http.ResponseWriter, r *http.Request, err error) {
-	if errors.Is(context.Cause(ctx), errStopping) {
-		err = status.Error(codes.Unavailable, "stopping")
-	}
-	httperr.Handle(ctx, mux, m, w, r, err)
+	httperr.Handle(ctx, mux, m, w, r, httperr.Cut(ctx, err))
 }
 
 // decorate adds to answers what only the gateway knows.
@@ -223,17 +215,13 @@ func (g *Gateway) decorate(ctx context.Context, w http.ResponseWriter, m proto.M
 
 // watch serves a session's events as server-sent events.
 func (g *Gateway) watch(w http.ResponseWriter, r *http.Request, params map[string]string) {
-	leave := g.waiters.Enter(g.client(r))
-	if leave == nil {
-		poll.RefuseWaiter(w)
-		return
-	}
-	defer leave()
-	ctx := r.Context()
-	if a := r.Header.Get("Authorization"); a != "" {
-		ctx = metadata.NewOutgoingContext(ctx, metadata.Pairs("authorization", a))
-	}
-	g.sse.Serve(ctx, w, r, params["id"])
+	g.waiting(w, r, func(r *http.Request) {
+		ctx := r.Context()
+		if a := r.Header.Get("Authorization"); a != "" {
+			ctx = metadata.NewOutgoingContext(ctx, metadata.Pairs("authorization", a))
+		}
+		g.sse.Serve(ctx, w, r, params["id"])
+	})
 }
 
 // client is who calls, for limits and the log.

@@ -195,6 +195,21 @@ func turnOf(ctx context.Context) *turn {
 	return t
 }
 
+// waiting serves a request that may wait for long: not too many of a client, and
+// until the gateway stops.
+func (g *Gateway) waiting(w http.ResponseWriter, r *http.Request, serve func(r *http.Request)) {
+	leave := g.waiters.Enter(g.client(r))
+	if leave == nil {
+		poll.RefuseWaiter(w)
+		return
+	}
+	defer leave()
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	defer context.AfterFunc(g.stopping, func() { cancel(httperr.ErrStopping) })() //nolint:contextcheck // the gateway's end, not the call's
+	serve(r.WithContext(ctx))
+}
+
 // polls decides about requests for events before the store is asked.
 func (g *Gateway) polls(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -203,20 +218,11 @@ func (g *Gateway) polls(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		client := g.client(r)
 		if poll.Waits(r) {
-			leave := g.waiters.Enter(client)
-			if leave == nil {
-				poll.RefuseWaiter(w)
-				return
-			}
-			defer leave()
-			ctx, cancel := context.WithCancelCause(r.Context())
-			defer cancel(nil)
-			defer context.AfterFunc(g.stopping, func() { cancel(errStopping) })() //nolint:contextcheck // the gateway's end, not the call's
-			next.ServeHTTP(w, r.WithContext(ctx))
+			g.waiting(w, r, func(r *http.Request) { next.ServeHTTP(w, r) })
 			return
 		}
+		client := g.client(r)
 		if after := g.limiter.Take(client, id); after > 0 {
 			poll.Refuse(w, after)
 			return

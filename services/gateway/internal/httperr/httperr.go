@@ -4,6 +4,7 @@ package httperr
 
 import (
 	"context"
+	"errors"
 	"math"
 	"net/http"
 	"regexp"
@@ -95,6 +96,18 @@ func write(w http.ResponseWriter, httpStatus int, st *status.Status) {
 	h.Del("ETag")
 	w.WriteHeader(httpStatus)
 	_, _ = w.Write(body)
+}
+
+// ErrStopping is the cause of a context that ends because the gateway stops.
+var ErrStopping = errors.New("the gateway stops")
+
+// Cut returns the error to answer for what ended with err under ctx: what was cut
+// because the gateway stops is to be asked for again, elsewhere or later.
+func Cut(ctx context.Context, err error) error {
+	if errors.Is(context.Cause(ctx), ErrStopping) {
+		return status.Error(codes.Unavailable, "stopping")
+	}
+	return err
 }
 
 // Seconds spells a delay for Retry-After: whole seconds, rounded up, at least 1.

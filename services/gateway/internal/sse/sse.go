@@ -63,16 +63,14 @@ type Handler struct {
 	Marshal protojson.MarshalOptions
 	// Heartbeat is the longest silence.
 	Heartbeat time.Duration
-	// Stopping ends when the server is about to stop: streams end.
-	Stopping context.Context //nolint:containedctx // it is the server's, not a call's
 }
 
 // settle is how long the first answer may take before the stream is opened
 // without one: until then an error still has its own status.
 const settle = 300 * time.Millisecond
 
-// Serve streams the events of a session. ctx carries the metadata for the
-// store. A session that is over and has nothing after the cursor is answered
+// Serve streams the events of a session until ctx ends, which carries the metadata
+// for the store. A session that is over and has nothing after the cursor is answered
 // by 204, which tells an EventSource to stop.
 func (h *Handler) Serve(ctx context.Context, w http.ResponseWriter, r *http.Request, id string) {
 	if !accepts(r.Header.Values("Accept")) {
@@ -81,7 +79,6 @@ func (h *Handler) Serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(h.Stopping, cancel)() //nolint:contextcheck // the server's end, not the call's
 	req := &sessionv1.WatchEventsRequest{Id: id}
 	if after := after(r); after != "" {
 		req.After = proto.String(after)
@@ -91,24 +88,17 @@ func (h *Handler) Serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	err := h.Watch(ctx, req, out.next)
 	out.close()
 	switch {
-	case err == nil && !out.open:
+	case out.open:
+		if err != nil && ctx.Err() == nil && !out.lost {
+			_ = out.fail(err)
+		}
+	case err == nil:
 		w.WriteHeader(http.StatusNoContent)
-	case ctx.Err() != nil && !out.open:
-		h.refuse(w, ctx.Err())
-	case err != nil && !out.open:
-		h.refuse(w, err)
-	case err != nil && ctx.Err() == nil && !out.lost:
-		_ = out.fail(err)
+	case ctx.Err() != nil:
+		httperr.Write(w, httperr.Cut(ctx, ctx.Err()))
+	default:
+		httperr.Write(w, err)
 	}
-}
-
-// refuse answers an error before the first part. A stream that was cut because
-// this server stops is one to be asked for again, elsewhere or later.
-func (h *Handler) refuse(w http.ResponseWriter, err error) {
-	if h.Stopping.Err() != nil {
-		err = status.Error(codes.Unavailable, "stopping")
-	}
-	httperr.Write(w, err)
 }
 
 // accepts says whether a client takes what this route serves.

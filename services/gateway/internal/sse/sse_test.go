@@ -22,6 +22,7 @@ import (
 
 	"github.com/livinguniverse/stoker/pkg/rpc"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/gateway/internal/httperr"
 	"github.com/livinguniverse/stoker/services/gateway/internal/sse"
 )
 
@@ -85,7 +86,7 @@ func run(t *testing.T, steps []step, d time.Duration, headers ...string) (*httpt
 		for i := 0; i+1 < len(headers); i += 2 {
 			r.Header.Add(headers[i], headers[i+1])
 		}
-		h := &sse.Handler{Watch: sse.Receive(s), Marshal: protojson.MarshalOptions{}, Heartbeat: 15 * time.Second, Stopping: context.WithoutCancel(t.Context())}
+		h := &sse.Handler{Watch: sse.Receive(s), Marshal: protojson.MarshalOptions{}, Heartbeat: 15 * time.Second}
 		h.Serve(ctx, w, r, "s1")
 	})
 	return w, s
@@ -174,16 +175,16 @@ func TestAccept(t *testing.T) {
 func TestStopping(t *testing.T) {
 	for name, opened := range map[string]bool{"before the first part": false, "in the middle": true} {
 		synctest.Test(t, func(t *testing.T) {
-			stopping, stop := context.WithCancel(t.Context())
+			ctx, stop := context.WithCancelCause(t.Context())
 			s := &store{}
 			if opened {
 				s.steps = []step{event("2-0")}
 			}
-			h := &sse.Handler{Watch: sse.Receive(s), Heartbeat: 15 * time.Second, Stopping: stopping}
-			time.AfterFunc(100*time.Millisecond, stop)
+			h := &sse.Handler{Watch: sse.Receive(s), Heartbeat: 15 * time.Second}
+			time.AfterFunc(100*time.Millisecond, func() { stop(httperr.ErrStopping) })
 			w := httptest.NewRecorder()
 			begin := time.Now()
-			h.Serve(t.Context(), w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), "s1")
+			h.Serve(ctx, w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), "s1")
 			if d := time.Since(begin); d != 100*time.Millisecond {
 				t.Errorf("%s: ended after %v", name, d)
 			}
@@ -231,7 +232,7 @@ func TestClientThatTakesNothingIsDropped(t *testing.T) {
 		for i := range steps {
 			steps[i] = event("2-0")
 		}
-		h := &sse.Handler{Watch: sse.Receive(&store{steps: steps}), Heartbeat: 15 * time.Second, Stopping: t.Context()}
+		h := &sse.Handler{Watch: sse.Receive(&store{steps: steps}), Heartbeat: 15 * time.Second}
 		begin := time.Now()
 		h.Serve(t.Context(), &stuck{ResponseRecorder: httptest.NewRecorder(), left: 500}, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), "s1")
 		if d := time.Since(begin); d > 11*time.Second {
@@ -248,7 +249,7 @@ func (gone) WriteString(string) (int, error) { return 0, errors.New("reset") }
 
 func TestClientThatIsGoneEndsTheStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &sse.Handler{Watch: sse.Receive(&store{}), Heartbeat: 15 * time.Second, Stopping: t.Context()}
+		h := &sse.Handler{Watch: sse.Receive(&store{}), Heartbeat: 15 * time.Second}
 		h.Serve(t.Context(), gone{httptest.NewRecorder()}, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody), "s1")
 	})
 }

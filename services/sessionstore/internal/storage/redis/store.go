@@ -231,8 +231,13 @@ func (s *Store) alive(ctx context.Context) error {
 			answered++
 		}
 	}
+	return partly(failed, answered)
+}
+
+// partly marks the failure of some shards where others have answered.
+func partly(failed error, answered int) error {
 	if failed != nil && answered > 0 {
-		failed = fmt.Errorf("%w: %w", storage.ErrPartly, failed)
+		return fmt.Errorf("%w: %w", storage.ErrPartly, failed)
 	}
 	return failed
 }

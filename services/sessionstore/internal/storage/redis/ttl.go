@@ -270,9 +270,5 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	if len(all) > 3 {
 		all = all[:3] // the same failure, once for each shard
 	}
-	err := errors.Join(all...)
-	if err != nil && swept > 0 {
-		err = fmt.Errorf("%w: %w", storage.ErrPartly, err)
-	}
-	return sum, err
+	return sum, partly(errors.Join(all...), swept)
 }
