@@ -3,6 +3,7 @@ package journal
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -183,6 +184,36 @@ func TestRestart(t *testing.T) {
 	r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Works)
 	if r.depth.Load() != 0 {
 		t.Errorf("%d writes wait", r.depth.Load())
+	}
+}
+
+// TestRestartInASecondOutage: between the two the session was changed without
+// the journal, which still holds what it accepted in the first.
+func TestRestartInASecondOutage(t *testing.T) {
+	ctx := t.Context()
+	root := t.TempDir()
+	r := newRig(t, filepath.Join(root, "a"))
+	defer r.close()
+	id := r.create("ann")
+	r.below.Set(storagetest.Refuses)
+	must[*sessionv1.Session](t)(r.Update(ctx, id, label("first", "outage")))
+	r.drained()
+	between := must[*sessionv1.Session](t)(r.Update(ctx, id, label("between", "outages")))
+	r.below.Set(storagetest.Refuses)
+	told := must[*sessionv1.Session](t)(r.Update(ctx, id, storage.Update{IfRevision: between.GetRevision(), SetLabels: map[string]string{"second": "outage"}}))
+
+	r.crash(filepath.Join(root, "b"), storagetest.Refuses)
+	if got := must[*sessionv1.Session](t)(r.Get(ctx, id)); !proto.Equal(got, told) {
+		t.Errorf("it reads as %v, its caller was told %v", got, told)
+	}
+	must[*sessionv1.Session](t)(r.Update(ctx, id, storage.Update{IfRevision: told.GetRevision(), SetLabels: map[string]string{"third": "update"}}))
+	r.drained()
+	got := must[*sessionv1.Session](t)(r.inner.Get(ctx, id))
+	if want := map[string]string{"first": "outage", "between": "outages", "second": "outage", "third": "update"}; !maps.Equal(got.GetLabels(), want) {
+		t.Errorf("it has %v, want %v", got.GetLabels(), want)
+	}
+	if n := r.letters.count(); n > 0 {
+		t.Errorf("%d dead letters", n)
 	}
 }
 

@@ -121,24 +121,17 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 			},
 			"get": func(t *rapid.T) {
 				id, k := pick(t)
-				s, err := r.Get(ctx, id)
-				k.check(t, "get", err)
-				if err != nil {
-					return
-				}
-				if k.gone {
-					t.Fatalf("a deleted session reads as %v", s)
-				}
-				if v := s.GetLabels()["n"]; v != k.label && !slices.Contains(k.maybe, v) && !k.over {
-					t.Fatalf("the label reads as %q, want %q (or of %v)", v, k.label, k.maybe)
-				}
-				if k.ended && s.GetPhase() != sessionv1.Session_ENDED {
-					t.Fatalf("an ended session reads as %v", s.GetPhase())
-				}
+				k.reads(t, r, id)
 			},
 			"fault": func(t *rapid.T) { r.below.Set(faults.Draw(t, "fault")) },
 			"time":  func(*rapid.T) { r.clock.Advance(time.Second) },
-			"crash": func(t *rapid.T) { n++; r.crash(filepath.Join(root, fmt.Sprint(n)), faults.Draw(t, "fault")) },
+			"crash": func(t *rapid.T) {
+				n++
+				r.crash(filepath.Join(root, fmt.Sprint(n)), faults.Draw(t, "fault"))
+				for id, k := range m {
+					k.reads(t, r, id)
+				}
+			},
 			"drain": func(*rapid.T) { r.drained() },
 		})
 		r.drained()
@@ -160,6 +153,24 @@ func (k *told) check(t *rapid.T, op string, err error) {
 	case errors.Is(err, storage.ErrEnded) && (k.ended || k.over):
 	default:
 		t.Fatalf("%s: %v for %+v", op, err, k)
+	}
+}
+
+// reads compares how a session reads with what was told.
+func (k *told) reads(t *rapid.T, r *rig, id string) {
+	s, err := r.Get(context.Background(), id)
+	k.check(t, "get", err)
+	if err != nil {
+		return
+	}
+	if k.gone {
+		t.Fatalf("a deleted session reads as %v", s)
+	}
+	if v := s.GetLabels()["n"]; v != k.label && !slices.Contains(k.maybe, v) && !k.over {
+		t.Fatalf("the label reads as %q, want %q (or of %v)", v, k.label, k.maybe)
+	}
+	if k.ended && s.GetPhase() != sessionv1.Session_ENDED {
+		t.Fatalf("an ended session reads as %v", s.GetPhase())
 	}
 }
 

@@ -205,8 +205,9 @@ func (s *Store) name() error {
 }
 
 // take rebuilds what waits: each session that has writes left starts from what
-// was known of it and takes all of them, those that were replayed already
-// included.
+// was known of it when it last came here and takes all since, those that were
+// replayed already included. What it left behind from before that is the store
+// underneath's, which has changed it without us.
 func (s *Store) take(c *contents) {
 	// A number that something is said of is not given out again, also where the
 	// write itself is no longer kept.
@@ -216,21 +217,25 @@ func (s *Store) take(c *contents) {
 	for seq := range c.dead {
 		s.waiting.seq = max(s.waiting.seq, seq)
 	}
-	left := map[string]bool{}
-	for seq, a := range c.accepted {
-		_, dead := c.dead[seq]
-		if !c.done[seq] && !dead {
-			left[a.write.SessionID] = true
+	left, from := map[string]bool{}, map[string]int64{}
+	sorted := c.sorted()
+	for _, a := range sorted {
+		id := a.write.SessionID
+		if a.start != "" && !left[id] {
+			from[id] = a.seq
+		}
+		if _, dead := c.dead[a.seq]; !c.done[a.seq] && !dead {
+			left[id] = true
 		}
 	}
-	for _, a := range c.sorted() {
+	for _, a := range sorted {
 		seq := a.seq
 		s.waiting.seq = max(s.waiting.seq, seq)
 		reason, dead := c.dead[seq]
 		if dead && !c.done[seq] {
 			s.letters.add(s.letterID(seq), a, reason)
 		}
-		if !left[a.write.SessionID] {
+		if !left[a.write.SessionID] || seq < from[a.write.SessionID] {
 			continue
 		}
 		if a.base != nil {
