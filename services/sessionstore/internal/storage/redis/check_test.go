@@ -90,13 +90,17 @@ func TestStartsBeforeAnyKindOfDeployment(t *testing.T) {
 // TestOtherDataIsRefusedForGood: what turns out to be another deployment's
 // Redis is never written to, whoever asks and how many at once.
 func TestOtherDataIsRefusedForGood(t *testing.T) {
-	server := away(t)
-	s := open(t, server.URL(), mayBeAway, func(o *redis.Options) { o.Shards = 3 })
-	if err := server.Restart(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	// It must be there before the server is: the store looks as soon as it can.
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	client := raw(t, server)
 	if err := client.HSet(t.Context(), "stoker:{s0}:meta", "shards", "7", "format", "1", "epoch", "e").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, server.URL(), mayBeAway, func(o *redis.Options) { o.Shards = 3 })
+	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	before := client.DBSize(t.Context()).Val()
