@@ -18,18 +18,18 @@ type RetryConfig struct {
 	// Budget is how many retries there may be for each call that works; default
 	// 0.1. When nothing works, retries come to an end.
 	Budget float64
+	// Burst is how many retries may come at once after a quiet time, 1 or more;
+	// default 10.
+	Burst int
 }
-
-// budgetMost is how many retries may come at once after a quiet time, in
-// thousandths.
-const budgetMost = 10_000
 
 // Retrier tries failed calls again, within a budget that all its callers share,
 // so that an outage is met with hardly more calls than usual (Google SRE book,
 // chapter 22; the token bucket is that of gRPC's retry throttling, A6).
 type Retrier struct {
 	cfg    RetryConfig
-	tokens atomic.Int64 // thousandths of a retry
+	tokens atomic.Int64 // thousandths of a retry, as are most and earn
+	most   int64
 	earn   int64
 }
 
@@ -47,14 +47,17 @@ func NewRetrier(cfg RetryConfig) *Retrier {
 	if cfg.Budget == 0 {
 		cfg.Budget = 0.1
 	}
-	r := &Retrier{cfg: cfg, earn: int64(cfg.Budget * 1000)}
-	r.tokens.Store(budgetMost)
+	if cfg.Burst == 0 {
+		cfg.Burst = 10
+	}
+	r := &Retrier{cfg: cfg, most: int64(cfg.Burst) * 1000, earn: int64(cfg.Budget * 1000)}
+	r.tokens.Store(r.most)
 	return r
 }
 
 // worked earns a part of a retry.
 func (r *Retrier) worked() {
-	if r.tokens.Load() < budgetMost {
+	if r.tokens.Load() < r.most {
 		r.tokens.Add(r.earn) // may go a little beyond
 	}
 }
@@ -72,13 +75,24 @@ func (r *Retrier) spend() bool {
 	}
 }
 
+type attemptKey struct{}
+
+// Attempt returns which try of a call this is, by the context that Retry has
+// given it: 1 for the first, and outside of any.
+func Attempt(ctx context.Context) int {
+	if n, ok := ctx.Value(attemptKey{}).(int); ok {
+		return n
+	}
+	return 1
+}
+
 // Retry calls op until it works, its error is not worth a retry, or attempts,
 // budget or ctx come to an end; it returns what the last call did. op must be
 // one that may be applied twice.
 func Retry[T any](ctx context.Context, r *Retrier, worth func(error) bool, op func(ctx context.Context) (T, error)) (T, error) {
-	delay := r.cfg.Delay
+	delay, try := r.cfg.Delay, ctx
 	for attempt := 1; ; attempt++ {
-		v, err := op(ctx)
+		v, err := op(try)
 		if err == nil {
 			r.worked()
 			return v, nil
@@ -93,6 +107,6 @@ func Retry[T any](ctx context.Context, r *Retrier, worth func(error) bool, op fu
 			t.Stop()
 			return v, err
 		}
-		delay = min(2*delay, r.cfg.Max)
+		delay, try = min(2*delay, r.cfg.Max), context.WithValue(ctx, attemptKey{}, attempt+1)
 	}
 }

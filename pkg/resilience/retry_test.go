@@ -27,8 +27,11 @@ func TestRetriesUntilItWorks(t *testing.T) {
 		ok    bool
 	}{{0, errFault, 1, true}, {2, errFault, 3, true}, {5, errFault, 3, false}, {5, errAnswer, 1, false}} {
 		calls := 0
-		v, err := resilience.Retry(t.Context(), r, worth, func(context.Context) (int, error) {
-			if calls++; calls <= c.fails {
+		v, err := resilience.Retry(t.Context(), r, worth, func(ctx context.Context) (int, error) {
+			if calls++; resilience.Attempt(ctx) != calls {
+				t.Errorf("%+v: try %d is told as %d", c, calls, resilience.Attempt(ctx))
+			}
+			if calls <= c.fails {
 				return 0, c.with
 			}
 			return 7, nil

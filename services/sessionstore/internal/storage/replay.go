@@ -44,8 +44,9 @@ type EndWrite struct {
 	Reason string
 }
 
-// MaxWriteIDs is how many updates a session remembers by their WriteID.
-const MaxWriteIDs = 8
+// MaxWriteIDs is how many updates a session remembers by their WriteID: so many
+// may come between an update whose answer was lost and its next try.
+const MaxWriteIDs = 16
 
 // NewWriteID returns a WriteID that no other update has.
 func NewWriteID() string { return rand.Text() }

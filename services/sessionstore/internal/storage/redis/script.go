@@ -17,6 +17,7 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 )
 
@@ -191,6 +192,9 @@ func (s *Store) span(ctx context.Context, operation string) (context.Context, fu
 	ctx, span := s.tracer.Start(ctx, "redis "+operation, trace.WithSpanKind(trace.SpanKindClient))
 	if span.IsRecording() {
 		span.SetAttributes(semconv.DBSystemNameRedis, semconv.DBOperationName(operation), attribute.Bool("stoker.cluster", s.conn.cluster))
+		if n := resilience.Attempt(ctx); n > 1 {
+			span.SetAttributes(attribute.Int("stoker.attempt", n))
+		}
 	}
 	return ctx, func(err error) {
 		if err != nil && span.IsRecording() {
