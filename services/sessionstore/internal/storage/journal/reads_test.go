@@ -51,30 +51,44 @@ func (h *hooked) ListEvents(ctx context.Context, q storage.EventQuery) (storage.
 	return h.Store.ListEvents(ctx, q)
 }
 
-// also when those that are left are told from here.
+// blocked keeps what waits from being replayed until it is let go.
+func (r *rig) blocked() (h *hooked, letGo func()) {
+	var back atomic.Bool
+	inner := r.below.Store
+	h = &hooked{Store: inner, replay: func(ctx context.Context, w storage.Write) error {
+		if !back.Load() {
+			return storagetest.ErrDown
+		}
+		return inner.Replay(ctx, w)
+	}}
+	r.below.Store = h
+	return h, func() { back.Store(true) }
+}
+
+// TestTruncatedIsPassedOn: events that are missing in the store underneath are
+// missing also when those that are left are told from here.
 func TestTruncatedIsPassedOn(t *testing.T) {
 	ctx := t.Context()
 	r := newRig(t, t.TempDir())
 	defer r.close()
 	id := r.create("ann")
 	cursors := must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("before")}))
-	inner := r.below.Store
-	h := &hooked{Store: inner, replay: func(context.Context, storage.Write) error { return storagetest.ErrDown }}
-	r.below.Store = h
-	r.below.Set(storagetest.Refuses)
-	must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("during")}))
+	h, letGo := r.blocked()
 	h.list = func(context.Context, storage.EventQuery) (storage.EventPage, error) {
 		return storage.EventPage{Next: cursors[0], Truncated: true}, nil
 	}
+	r.below.Set(storagetest.Refuses)
+	must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("during")}))
 	r.below.Set(storagetest.Works)
 	page := must[storage.EventPage](t)(r.ListEvents(ctx, storage.EventQuery{SessionID: id, After: cursors[0], Limit: 10}))
 	if len(page.Events) != 1 || !page.Truncated {
 		t.Errorf("got %+v", page)
 	}
-	h.replay = inner.Replay
+	letGo()
 	r.drained()
 }
 
+// TestLostAnswerIsSeenOnce: an event that was applied although its answer was
 // lost is read once while it waits to be replayed.
 func TestLostAnswerIsSeenOnce(t *testing.T) {
 	ctx := t.Context()
@@ -82,14 +96,7 @@ func TestLostAnswerIsSeenOnce(t *testing.T) {
 	defer r.close()
 	id := r.create("ann")
 	must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("before")}))
-	var back atomic.Bool
-	inner := r.below.Store
-	r.below.Store = &hooked{Store: inner, replay: func(ctx context.Context, w storage.Write) error {
-		if !back.Load() {
-			return storagetest.ErrDown
-		}
-		return inner.Replay(ctx, w)
-	}}
+	_, letGo := r.blocked()
 	r.below.Set(storagetest.Loses)
 	must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("during")}))
 	r.below.Set(storagetest.Works)
@@ -105,7 +112,7 @@ func TestLostAnswerIsSeenOnce(t *testing.T) {
 	if seen["during"] != 1 {
 		t.Errorf("seen %v", seen)
 	}
-	back.Store(true)
+	letGo()
 	r.drained()
 	page := must[storage.EventPage](t)(r.ListEvents(ctx, storage.EventQuery{SessionID: id, After: after, Limit: 10}))
 	if len(page.Events) > 0 {
