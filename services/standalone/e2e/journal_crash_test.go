@@ -168,11 +168,11 @@ func runFull(t *testing.T, d disk, first int) journaled {
 			t.Errorf("answered %v, want UNAVAILABLE for the journal", err)
 		}
 	}
-	eventually(t, 5*time.Second, "that it is broken is told", func() bool { return metric(t, r.metrics, "stoker_journal_broken") == 1 })
+	eventually(t, 5*time.Second, "that it is broken is told", func() bool { return r.broken(t) })
 	r.remembered(t)
 	works := func() {
 		t.Helper()
-		eventually(t, 10*time.Second, "the journal can be written", func() bool { return metric(t, r.metrics, "stoker_journal_broken") == 0 })
+		eventually(t, 10*time.Second, "the journal can be written", func() bool { return !r.broken(t) })
 		before := r.depth(t)
 		must(t, event())
 		if r.depth(t) != before+1 {

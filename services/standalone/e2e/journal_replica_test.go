@@ -68,6 +68,20 @@ func (r *replica) start(t *testing.T) {
 	}
 }
 
+// broken says whether the journal is said to be, by the metric and by the
+// status alike.
+func (r *replica) broken(t *testing.T) bool {
+	t.Helper()
+	before := metric(t, r.metrics, "stoker_journal_broken") == 1
+	st, err := r.admin.GetStoreStatus(t.Context(), &sessionv1.GetStoreStatusRequest{})
+	must(t, err)
+	after := metric(t, r.metrics, "stoker_journal_broken") == 1
+	if before == after && st.GetJournalBroken() != after {
+		t.Errorf("the status says that it is broken: %v, the metric %v", st.GetJournalBroken(), after)
+	}
+	return after
+}
+
 // refused starts it on a directory that it must not take, and returns what it
 // said.
 func (r *replica) refused(t *testing.T, dir string) string {

@@ -91,7 +91,7 @@ func (a *Admin) GetStoreStatus(ctx context.Context, _ *sessionv1.GetStoreStatusR
 	}
 	if a.Journal != nil {
 		j := a.Journal.Stats()
-		out.JournalDepth, out.JournalDrained, out.DeadLetters = j.Waiting, j.Drained, j.DeadLetters
+		out.JournalDepth, out.JournalDrained, out.DeadLetters, out.JournalBroken = j.Waiting, j.Drained, j.DeadLetters, j.Err != nil
 		out.Degraded = out.GetDegraded() || j.Waiting > 0
 	}
 	if !st.LastLoss.IsZero() {

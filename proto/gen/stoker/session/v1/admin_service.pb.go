@@ -405,7 +405,10 @@ type StoreStatus struct {
 	// True when acknowledged writes survive a crash of this process's machine.
 	Durable bool `protobuf:"varint,9,opt,name=durable,proto3" json:"durable,omitempty"`
 	// When the backend was last seen to have lost its data; absent for never.
-	DataLossTime  *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=data_loss_time,json=dataLossTime,proto3" json:"data_loss_time,omitempty"`
+	DataLossTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=data_loss_time,json=dataLossTime,proto3" json:"data_loss_time,omitempty"`
+	// True while the journal cannot be written: while the backend is away too,
+	// writes are refused. False where there is no journal.
+	JournalBroken bool `protobuf:"varint,11,opt,name=journal_broken,json=journalBroken,proto3" json:"journal_broken,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -508,6 +511,13 @@ func (x *StoreStatus) GetDataLossTime() *timestamppb.Timestamp {
 		return x.DataLossTime
 	}
 	return nil
+}
+
+func (x *StoreStatus) GetJournalBroken() bool {
+	if x != nil {
+		return x.JournalBroken
+	}
+	return false
 }
 
 type ListDeadLettersRequest struct {
@@ -823,7 +833,7 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x12B\n" +
 	"\x05state\x18\x02 \x01(\x0e2 .stoker.session.v1.Breaker.StateB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05state\"\x17\n" +
-	"\x15GetStoreStatusRequest\"\x81\x03\n" +
+	"\x15GetStoreStatusRequest\"\xa8\x03\n" +
 	"\vStoreStatus\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x16\n" +
 	"\x06shards\x18\x02 \x01(\x05R\x06shards\x12\x1a\n" +
@@ -836,7 +846,8 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"start_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12\x18\n" +
 	"\adurable\x18\t \x01(\bR\adurable\x12@\n" +
 	"\x0edata_loss_time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\fdataLossTime\"j\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\fdataLossTime\x12%\n" +
+	"\x0ejournal_broken\x18\v \x01(\bR\rjournalBroken\"j\n" +
 	"\x16ListDeadLettersRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +

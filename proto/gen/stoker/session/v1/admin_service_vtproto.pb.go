@@ -323,6 +323,16 @@ func (m *StoreStatus) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.JournalBroken {
+		i--
+		if m.JournalBroken {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x58
+	}
 	if m.DataLossTime != nil {
 		size, err := (*timestamppb.Timestamp)(m.DataLossTime).MarshalToSizedBufferVT(dAtA[:i])
 		if err != nil {
@@ -806,6 +816,9 @@ func (m *StoreStatus) SizeVT() (n int) {
 	if m.DataLossTime != nil {
 		l = (*timestamppb.Timestamp)(m.DataLossTime).SizeVT()
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
+	if m.JournalBroken {
+		n += 2
 	}
 	n += len(m.unknownFields)
 	return n

@@ -125,6 +125,9 @@ func (d *disk) reopen(write func(emit func(record []byte) error) error) error {
 		_ = d.log.Close()
 		d.log = nil
 	}
+	if d.err = wal.Probe(d.opts); d.err != nil {
+		return d.err
+	}
 	log, err := wal.Open(d.opts, func([]byte) error { return nil })
 	if err != nil {
 		d.err = err

@@ -156,6 +156,33 @@ func TestFullDiskDrains(t *testing.T) {
 	storagetest.Until(t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
 }
 
+// TestFullDiskIsNotReadOver: as long as nothing can be written, what is on disk
+// is not read again and again to find that out.
+func TestFullDiskIsNotReadOver(t *testing.T) {
+	ctx := t.Context()
+	var full atomic.Bool
+	var tries atomic.Int64
+	d := &flakyDisk{full: full.Load, refused: func(path string) {
+		if tries.Add(1); !strings.HasPrefix(filepath.Base(path), "probe-") {
+			t.Errorf("%s was to be made", path)
+		}
+	}}
+	r := newRig(t, t.TempDir(), func(o *Options) { o.create = d.create })
+	defer r.close()
+	id := r.create("ann")
+	r.below.Set(storagetest.Refuses)
+	must[*sessionv1.Session](t)(r.Update(ctx, id, label("a", "1")))
+	full.Store(true)
+	_, err := r.Update(ctx, id, label("a", "2"))
+	wantErr(t, err, storage.ErrJournal)
+	storagetest.Until(t, "it was tried some times", func() bool { return tries.Load() > 3 })
+	full.Store(false)
+	storagetest.Until(t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
+	if left, err := filepath.Glob(filepath.Join(r.dir, "probe-*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 // TestReadOnly: a directory that cannot be written is refused at the start.
 func TestReadOnly(t *testing.T) {
 	r := newRig(t, t.TempDir())

@@ -160,7 +160,11 @@ func wantErr(t T, err error, want ...error) {
 var errDisk = errors.New("no space left on device")
 
 // flakyDisk is a disk that can be full.
-type flakyDisk struct{ full func() bool }
+type flakyDisk struct {
+	full func() bool
+	// refused is told of the files that could not be made; nobody is where nil.
+	refused func(path string)
+}
 
 type flakyFile struct {
 	*os.File
@@ -169,6 +173,9 @@ type flakyFile struct {
 
 func (d *flakyDisk) create(path string) (wal.File, error) {
 	if d.full() {
+		if d.refused != nil {
+			d.refused(path)
+		}
 		return nil, errDisk
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -49,6 +50,46 @@ type Options struct {
 	// Create makes a new file for writing; os.OpenFile by default. Tests use it
 	// to make the disk fail.
 	Create func(path string) (File, error)
+}
+
+func (o Options) withDefaults() Options {
+	if o.SegmentBytes <= 0 {
+		o.SegmentBytes = 64 << 20
+	}
+	if o.Create == nil {
+		o.Create = func(path string) (File, error) {
+			return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		}
+	}
+	return o
+}
+
+// probeBytes is what Probe writes.
+const probeBytes = 64 << 10
+
+// Probe returns why nothing can be written to the directory, nil where a small
+// file can. It costs far less than Open, which reads all that is there.
+func Probe(opts Options) error {
+	opts = opts.withDefaults()
+	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
+		return err
+	}
+	path := filepath.Join(opts.Dir, "probe-0.tmp")
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := opts.Create(path)
+	if err != nil {
+		return err
+	}
+	n, err := f.Write(make([]byte, probeBytes))
+	if err == nil && n < probeBytes {
+		err = io.ErrShortWrite
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close(), os.Remove(path))
 }
 
 // Log is an open log. Its methods are safe for concurrent use.
@@ -96,14 +137,7 @@ func newBatch() *batch { return &batch{done: make(chan struct{})} }
 // unfinished batch at the very end is cut off (see Cut); any other damage is
 // an error that names file and offset.
 func Open(opts Options, replay func(record []byte) error) (*Log, error) {
-	if opts.SegmentBytes <= 0 {
-		opts.SegmentBytes = 64 << 20
-	}
-	if opts.Create == nil {
-		opts.Create = func(path string) (File, error) {
-			return os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		}
-	}
+	opts = opts.withDefaults()
 	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, err
 	}
