@@ -29,8 +29,8 @@ const (
 	hopeless = 50
 )
 
-// drive makes callers call without pause for d. Each waits for its answer
-// before it calls again.
+// drive makes callers call without pause for d, and once at least. Each waits
+// for its answer before it calls again.
 func drive(ctx context.Context, callers int, d time.Duration, do op) load {
 	ctx, cancel := context.WithTimeout(ctx, d+callSlack)
 	defer cancel()
@@ -59,7 +59,7 @@ func drive(ctx context.Context, callers int, d time.Duration, do op) load {
 func drivenBy(ctx context.Context, worker int, end time.Time, do op) load {
 	var l load
 	failed := 0
-	for at := time.Now(); at.Before(end) && failed < hopeless && ctx.Err() == nil; l.Calls++ {
+	for at := time.Now(); (l.Calls == 0 || at.Before(end)) && failed < hopeless && ctx.Err() == nil; l.Calls++ {
 		err := do(ctx, worker, l.Calls)
 		now := time.Now()
 		if err != nil {

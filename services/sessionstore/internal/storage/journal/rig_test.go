@@ -59,6 +59,14 @@ func newRig(t T, dir string, change ...func(*Options)) *rig {
 	return r
 }
 
+// beside is another replica over the same store.
+func (r *rig) beside(dir string) *rig {
+	r.t.Helper()
+	out := &rig{t: r.t, clock: r.clock, inner: r.inner, opts: r.opts}
+	out.open(dir, storagetest.Works)
+	return out
+}
+
 // stay keeps the store underneath open when the journal closes.
 type stay struct{ storage.Store }
 
