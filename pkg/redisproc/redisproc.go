@@ -16,8 +16,9 @@ import (
 	"time"
 )
 
-// startTimeout bounds how long a server may take to answer.
-const startTimeout = 10 * time.Second
+// startTimeout bounds how long a server may take to answer, which it does when
+// it has loaded what it keeps.
+const startTimeout = 30 * time.Second
 
 // Server is a running redis-server.
 type Server struct {
@@ -141,6 +142,9 @@ func (s *Server) tail() string {
 
 // Kill ends the server with SIGKILL.
 func (s *Server) Kill() error {
+	if s.cmd == nil {
+		return os.ErrProcessDone
+	}
 	err := s.cmd.Process.Kill()
 	<-s.done
 	return err
@@ -155,16 +159,17 @@ func (s *Server) Pause() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
 // Resume lets a paused server go on.
 func (s *Server) Resume() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
 
-// Stop ends the server.
+// Stop ends the server; again, it does nothing.
 func (s *Server) Stop() error {
 	if s.cmd == nil || s.cmd.Process == nil {
 		return nil
 	}
+	var err error
 	select {
 	case <-s.done:
-		return s.log.Close()
 	default:
+		err = s.Kill() // a paused server, too, and there is nothing to save
 	}
-	// SIGKILL ends a paused server, too, and there is nothing to save.
-	return errors.Join(s.Kill(), s.log.Close())
+	s.cmd = nil
+	return errors.Join(err, s.log.Close())
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/grpc/health"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/livinguniverse/stoker/pkg/auth"
@@ -111,27 +112,13 @@ func stokerPolls(b *testing.B, sink string) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	srv, _, err := rpc.NewServer(rpc.ServerConfig{Telemetry: tel, Auth: authn})
+	local, err := rpc.NewLocal(rpc.ServerConfig{Telemetry: tel, Auth: authn}, health.NewServer())
 	if err != nil {
 		b.Fatal(err)
 	}
-	sessionv1.RegisterStorageServiceServer(srv, quiet{})
-	pipe := rpc.NewPipe()
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = srv.Serve(pipe.Listener())
-	}()
-	conn, err := rpc.Dial(rpc.PipeTarget, tel, pipe.DialOption())
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		_ = conn.Close()
-		srv.Stop()
-		<-served
-	})
-	g, err := gateway.New(b.Context(), gateway.Config{PollInterval: time.Nanosecond, MaxWaiters: 100, MaxBody: 64 << 10, Grace: time.Second}, tel, conn, conn)
+	sessionv1.RegisterStorageServiceServer(local, quiet{})
+	b.Cleanup(func() { _ = local.Stop(time.Second) })
+	g, err := gateway.New(b.Context(), gateway.Config{PollInterval: time.Nanosecond, MaxWaiters: 100, MaxBody: 64 << 10, Grace: time.Second}, tel, local, local)
 	if err != nil {
 		b.Fatal(err)
 	}

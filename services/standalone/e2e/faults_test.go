@@ -112,7 +112,7 @@ var faults = []fault{
 	},
 	{
 		name: "LOADING after a restart", expect: "writes turned away at once until it is loaded, reads answered from memory", opens: true, fails: true, reads: true, lasts: time.Second,
-		redis: []string{"--key-load-delay", "2000", "--enable-debug-command", "yes"},
+		redis: []string{"--key-load-delay", "1000", "--enable-debug-command", "yes"},
 		inject: func(t *testing.T, e *faultEnv) {
 			must(t, e.redis.Kill())
 			must(t, e.redis.Restart(t.Context())) // returns once it is loaded
