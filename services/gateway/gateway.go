@@ -206,7 +206,7 @@ func (g *Gateway) decorate(ctx context.Context, w http.ResponseWriter, m proto.M
 	case *sessionv1.ListEventsResponse:
 		if m.GetPollAfter().AsDuration() > 0 {
 			m.PollAfter = durationpb.New(g.cfg.PollInterval)
-		} else if t := turnOf(ctx); t != nil {
+		} else if t := requestOf(ctx).turn; t != nil {
 			t.giveBack()
 		}
 	}
@@ -226,7 +226,7 @@ func (g *Gateway) watch(w http.ResponseWriter, r *http.Request, params map[strin
 
 // client is who calls, for limits and the log.
 func (g *Gateway) client(r *http.Request) string {
-	if known, ok := r.Context().Value(clientKey{}).(string); ok {
+	if known := requestOf(r.Context()).client; known != "" {
 		return known
 	}
 	return g.clientIP.ClientIP(r.Header, r.RemoteAddr)

@@ -21,9 +21,6 @@ import (
 	"github.com/livinguniverse/stoker/services/gateway/internal/poll"
 )
 
-// callTimeout bounds a request that is no stream: the longest poll and some.
-const callTimeout = 35 * time.Second
-
 // assemble puts the parts around the routes, innermost first: polls are judged
 // last before the route, recovery and the trace see everything.
 func (g *Gateway) assemble() http.Handler {
@@ -31,7 +28,6 @@ func (g *Gateway) assemble() http.Handler {
 	h = g.polls(h)
 	h = g.forget(h)
 	h = g.bodies(h)
-	h = g.deadlines(h)
 	if len(g.cfg.CORSOrigins) > 0 {
 		h = cors.New(cors.Options{
 			AllowedOrigins: g.cfg.CORSOrigins,
@@ -42,7 +38,7 @@ func (g *Gateway) assemble() http.Handler {
 		}).Handler(h)
 	}
 	h = g.guard(h)
-	return g.traced(h)
+	return g.entered(g.traced(h))
 }
 
 // recorder remembers the status of an answer.
@@ -63,6 +59,14 @@ func (r *recorder) Write(p []byte) (int, error) {
 		r.status = http.StatusOK
 	}
 	return r.ResponseWriter.Write(p)
+}
+
+// recorded returns w where it is a recorder, and else one over it.
+func recorded(w http.ResponseWriter) *recorder {
+	if rec, ok := w.(*recorder); ok {
+		return rec
+	}
+	return &recorder{ResponseWriter: w}
 }
 
 // Unwrap lets http.ResponseController through.
@@ -86,7 +90,7 @@ func (g *Gateway) guard(next http.Handler) http.Handler {
 		// and outlives a request, so that every answer needs its own; where the
 		// writer has none (in tests) there is nothing to drop.
 		_ = http.NewResponseController(w).SetWriteDeadline(begin.Add(callTimeout + 10*time.Second))
-		rec := &recorder{ResponseWriter: w}
+		rec := recorded(w)
 		defer g.finish(rec, r, begin)
 		if given := r.Header.Values("Authorization"); len(given) > 1 || len(given) == 1 && !printable(given[0]) {
 			httperr.WriteStatus(rec, http.StatusBadRequest, codes.InvalidArgument, rpc.ReasonInvalid, "Authorization: want one value, in printable ASCII")
@@ -147,21 +151,6 @@ func printable(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// deadlines bounds every request but streams.
-func (g *Gateway) deadlines(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasSuffix(r.URL.Path, "/events:watch") {
-			next.ServeHTTP(w, r)
-			return
-		}
-		ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
-		defer cancel()
-		next.ServeHTTP(w, r.WithContext(ctx))
-	})
-}
-
-type clientKey struct{}
-
 // forgotten are headers in their canonical form, as net/http reads them.
 var forgotten = []string{"X-Forwarded-For", "X-Forwarded-Host", "Grpc-Timeout"}
 
@@ -169,7 +158,7 @@ var forgotten = []string{"X-Forwarded-For", "X-Forwarded-Host", "Grpc-Timeout"}
 // and that anybody can write: who called is known by now.
 func (g *Gateway) forget(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r = r.WithContext(context.WithValue(r.Context(), clientKey{}, g.client(r)))
+		requestOf(r.Context()).client = g.client(r)
 		if slices.ContainsFunc(forgotten, func(name string) bool { return r.Header[name] != nil }) {
 			r.Header = r.Header.Clone()
 			for _, name := range forgotten {
@@ -187,13 +176,6 @@ type turn struct {
 }
 
 func (t *turn) giveBack() { t.limiter.GiveBack(t.client, t.session) }
-
-type turnKey struct{}
-
-func turnOf(ctx context.Context) *turn {
-	t, _ := ctx.Value(turnKey{}).(*turn)
-	return t
-}
 
 // waiting serves a request that may wait for long: not too many of a client, and
 // until the gateway stops.
@@ -228,8 +210,9 @@ func (g *Gateway) polls(next http.Handler) http.Handler {
 			return
 		}
 		t := &turn{g.limiter, client, id}
-		rec := &recorder{ResponseWriter: w}
-		next.ServeHTTP(rec, r.WithContext(context.WithValue(r.Context(), turnKey{}, t)))
+		requestOf(r.Context()).turn = t
+		rec := recorded(w)
+		next.ServeHTTP(rec, r)
 		if rec.status >= http.StatusInternalServerError {
 			t.giveBack() // the store failed, not the caller
 		}

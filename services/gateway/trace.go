@@ -1,23 +1,17 @@
 package gateway
 
 import (
-	"context"
 	"net/http"
-	"net/url"
 
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 )
 
-type urlKey struct{}
-
 // traced traces requests under the template of their route. The path and the
 // query hold session ids and cursors, which are not for traces: the
-// instrumentation never sees them.
+// instrumentation never sees them (see entered).
 func (g *Gateway) traced(next http.Handler) http.Handler {
-	inner := otelhttp.NewHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if u, ok := r.Context().Value(urlKey{}).(*url.URL); ok {
-			r.URL = u
-		}
+	return otelhttp.NewHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.URL = requestOf(r.Context()).url
 		next.ServeHTTP(w, r)
 	}), "gateway",
 		otelhttp.WithTracerProvider(g.tel.Tracer), otelhttp.WithMeterProvider(g.tel.Meter), otelhttp.WithPropagators(g.tel.Propagator),
@@ -31,9 +25,4 @@ func (g *Gateway) traced(next http.Handler) http.Handler {
 			return r.Method + " " + r.URL.Path
 		}),
 	)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		masked := r.WithContext(context.WithValue(r.Context(), urlKey{}, r.URL))
-		masked.URL = &url.URL{Path: g.table.Template(r.Method, r.URL.Path)}
-		inner.ServeHTTP(w, masked)
-	})
 }
