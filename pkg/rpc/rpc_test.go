@@ -212,14 +212,7 @@ func TestViolationsNameFieldValueAndExpectation(t *testing.T) {
 				Project:   strings.Repeat("é/", 100),
 				TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(-time.Second), ActivityRules: []*sessionv1.ActivityRule{{Pattern: "ok:*"}, {Pattern: ""}}},
 			})
-			got := map[string]string{}
-			for _, d := range status.Convert(err).Details() {
-				if b, ok := d.(*errdetails.BadRequest); ok {
-					for _, v := range b.GetFieldViolations() {
-						got[v.GetField()] = v.GetDescription()
-					}
-				}
-			}
+			got := blamed(err)
 			for field, want := range map[string]string{
 				"ttlPolicy.baseTtl":                  `got "-1s", want greater than or equal to`,
 				"ttlPolicy.activityRules[1].pattern": "want",
@@ -229,8 +222,25 @@ func TestViolationsNameFieldValueAndExpectation(t *testing.T) {
 					t.Errorf("%s: %q, want %s in it", field, got[field], want)
 				}
 			}
+			_, err = sessionv1.NewStorageServiceClient(srv.conn).GetSession(t.Context(), &sessionv1.GetSessionRequest{})
+			if got := blamed(err)["id"]; got != "want a value" {
+				t.Errorf("a field that is required: %q", got)
+			}
 		})
 	}
+}
+
+// blamed are the descriptions of the fields that an error blames, by field.
+func blamed(err error) map[string]string {
+	out := map[string]string{}
+	for _, d := range status.Convert(err).Details() {
+		if b, ok := d.(*errdetails.BadRequest); ok {
+			for _, v := range b.GetFieldViolations() {
+				out[v.GetField()] = v.GetDescription()
+			}
+		}
+	}
+	return out
 }
 
 func TestEachMessageOfAStreamIsValidated(t *testing.T) {

@@ -26,6 +26,9 @@ func violations(bad *protovalidate.ValidationError) []Violation {
 // want turns a rule's message into what was expected.
 func want(v *validate.Violation) string {
 	msg := v.GetMessage()
+	if v.GetRuleId() == "required" {
+		return "a value" // "is required" is none that could be wanted
+	}
 	for _, prefix := range []string{"value ", "must be ", "must "} {
 		msg = strings.TrimPrefix(msg, prefix)
 	}
