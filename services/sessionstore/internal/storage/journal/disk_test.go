@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -94,9 +95,8 @@ func TestFullDisk(t *testing.T) {
 	for _, before := range []bool{true, false} {
 		t.Run(fmt.Sprintf("writes wait already %v", before), func(t *testing.T) {
 			ctx := t.Context()
-			var full atomic.Bool
-			d := &flakyDisk{full: full.Load}
-			r := newRig(t, t.TempDir(), func(o *Options) { o.create = d.create })
+			d := &flakyDisk{}
+			r := newRigOn(t, t.TempDir(), d)
 			defer r.close()
 			id := r.create("ann")
 			r.below.Set(storagetest.Refuses)
@@ -105,7 +105,7 @@ func TestFullDisk(t *testing.T) {
 				must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("kept")}))
 				kept++
 			}
-			full.Store(true)
+			d.full.Store(true)
 			for i := range 3 {
 				_, err := r.Append(ctx, id, []*sessionv1.Event{event(fmt.Sprint("full", i))})
 				wantErr(t, err, storage.ErrUnavailable, storage.ErrJournal)
@@ -113,8 +113,7 @@ func TestFullDisk(t *testing.T) {
 			if r.Stats().Err == nil {
 				t.Error("the failure is not told")
 			}
-			full.Store(false)
-			storagetest.Until(t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
+			d.free(r)
 			must[[]string](t)(r.Append(ctx, id, []*sessionv1.Event{event("after")}))
 			kept++
 			r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Refuses)
@@ -133,51 +132,57 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// fill makes the disk full in an outage, with an update of the session returned
+// that waits, and one that was refused.
+func (d *flakyDisk) fill(r *rig) (id string) {
+	r.t.Helper()
+	ctx := context.Background()
+	id = r.create("ann")
+	r.below.Set(storagetest.Refuses)
+	must[*sessionv1.Session](r.t)(r.Update(ctx, id, label("a", "1")))
+	d.full.Store(true)
+	_, err := r.Update(ctx, id, label("a", "2"))
+	wantErr(r.t, err, storage.ErrJournal)
+	return id
+}
+
+// free makes room, and waits until the journal has seen it.
+func (d *flakyDisk) free(r *rig) {
+	r.t.Helper()
+	d.full.Store(false)
+	storagetest.Until(r.t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
+}
+
 // TestFullDiskDrains: what waits is replayed although the disk is full, and the
 // store works on without a journal.
 func TestFullDiskDrains(t *testing.T) {
 	ctx := t.Context()
-	var full atomic.Bool
-	d := &flakyDisk{full: full.Load}
-	r := newRig(t, t.TempDir(), func(o *Options) { o.create = d.create })
+	d := &flakyDisk{}
+	r := newRigOn(t, t.TempDir(), d)
 	defer r.close()
-	id := r.create("ann")
-	r.below.Set(storagetest.Refuses)
-	must[*sessionv1.Session](t)(r.Update(ctx, id, label("a", "1")))
-	full.Store(true)
-	_, err := r.Update(ctx, id, label("a", "2"))
-	wantErr(t, err, storage.ErrJournal)
+	id := d.fill(r)
 	r.drained()
 	must[*sessionv1.Session](t)(r.Update(ctx, id, label("a", "3")))
 	if got := must[*sessionv1.Session](t)(r.inner.Get(ctx, id)); got.GetLabels()["a"] != "3" {
 		t.Errorf("it is %v", got)
 	}
-	full.Store(false)
-	storagetest.Until(t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
+	d.free(r)
 }
 
 // TestFullDiskIsNotReadOver: as long as nothing can be written, what is on disk
 // is not read again and again to find that out.
 func TestFullDiskIsNotReadOver(t *testing.T) {
-	ctx := t.Context()
-	var full atomic.Bool
 	var tries atomic.Int64
-	d := &flakyDisk{full: full.Load, refused: func(path string) {
+	d := &flakyDisk{refused: func(path string) {
 		if tries.Add(1); !strings.HasPrefix(filepath.Base(path), "probe-") {
 			t.Errorf("%s was to be made", path)
 		}
 	}}
-	r := newRig(t, t.TempDir(), func(o *Options) { o.create = d.create })
+	r := newRigOn(t, t.TempDir(), d)
 	defer r.close()
-	id := r.create("ann")
-	r.below.Set(storagetest.Refuses)
-	must[*sessionv1.Session](t)(r.Update(ctx, id, label("a", "1")))
-	full.Store(true)
-	_, err := r.Update(ctx, id, label("a", "2"))
-	wantErr(t, err, storage.ErrJournal)
+	d.fill(r)
 	storagetest.Until(t, "it was tried some times", func() bool { return tries.Load() > 3 })
-	full.Store(false)
-	storagetest.Until(t, "the journal can be written again", func() bool { return r.Stats().Err == nil })
+	d.free(r)
 	if left, err := filepath.Glob(filepath.Join(r.dir, "probe-*")); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
@@ -189,7 +194,9 @@ func TestReadOnly(t *testing.T) {
 	defer r.close()
 	opts := r.opts
 	opts.Dir, opts.Base = t.TempDir(), nothingKnown
-	opts.create = (&flakyDisk{full: func() bool { return true }}).create
+	d := &flakyDisk{}
+	d.full.Store(true)
+	opts.create = d.create
 	if _, err := New(r.inner, opts); !errors.Is(err, errDisk) || !strings.Contains(err.Error(), opts.Dir) {
 		t.Fatalf("got %v", err)
 	}

@@ -21,12 +21,11 @@ import (
 // who asks again.
 func TestNoAnswerFromABrokenDisk(t *testing.T) {
 	ctx := t.Context()
-	var full atomic.Bool
-	d := &flakyDisk{full: full.Load}
-	r := newRig(t, t.TempDir(), func(o *Options) { o.create = d.create })
+	d := &flakyDisk{}
+	r := newRigOn(t, t.TempDir(), d)
 	defer r.close()
 	r.below.Set(storagetest.Refuses)
-	full.Store(true)
+	d.full.Store(true)
 	_, _, err := r.Create(ctx, r.fresh("ann"), "k")
 	wantErr(t, err, storage.ErrJournal)
 	storagetest.Until(t, "the journal has been found broken", func() bool {
@@ -39,7 +38,7 @@ func TestNoAnswerFromABrokenDisk(t *testing.T) {
 		t.Fatal("acknowledged what is on no disk")
 	}
 	wantErr(t, err, storage.ErrJournal)
-	full.Store(false)
+	d.full.Store(false)
 }
 
 // TestTidyWaitsForWrites: what is in the log and not yet among those that wait
@@ -240,7 +239,7 @@ func onDisk(t *testing.T, dir string) int64 {
 	}
 	left := int64(0)
 	for seq := range c.accepted {
-		if _, dead := c.dead[seq]; !c.done[seq] && !dead {
+		if c.left(seq) {
 			left++
 		}
 	}

@@ -165,6 +165,12 @@ func (c *contents) add(record []byte) error {
 	return nil
 }
 
+// left says whether a write is still to be replayed.
+func (c *contents) left(seq int64) bool {
+	_, dead := c.dead[seq]
+	return !c.done[seq] && !dead
+}
+
 // sorted returns the accepted writes in their order.
 func (c *contents) sorted() []*accepted {
 	out := make([]*accepted, 0, len(c.accepted))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -57,6 +58,12 @@ func newRig(t T, dir string, change ...func(*Options)) *rig {
 	}
 	r.open(dir, storagetest.Works)
 	return r
+}
+
+// newRigOn is a rig on a disk that can be full.
+func newRigOn(t T, dir string, d *flakyDisk) *rig {
+	t.Helper()
+	return newRig(t, dir, func(o *Options) { o.create = d.create })
 }
 
 // beside is another replica over the same store.
@@ -169,7 +176,7 @@ var errDisk = errors.New("no space left on device")
 
 // flakyDisk is a disk that can be full.
 type flakyDisk struct {
-	full func() bool
+	full atomic.Bool
 	// refused is told of the files that could not be made; nobody is where nil.
 	refused func(path string)
 }
@@ -180,7 +187,7 @@ type flakyFile struct {
 }
 
 func (d *flakyDisk) create(path string) (wal.File, error) {
-	if d.full() {
+	if d.full.Load() {
 		if d.refused != nil {
 			d.refused(path)
 		}
@@ -191,7 +198,7 @@ func (d *flakyDisk) create(path string) (wal.File, error) {
 }
 
 func (f *flakyFile) Write(b []byte) (int, error) {
-	if f.disk.full() {
+	if f.disk.full.Load() {
 		n, _ := f.File.Write(b[:len(b)/2])
 		return n, errDisk
 	}

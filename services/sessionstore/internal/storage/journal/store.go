@@ -224,7 +224,7 @@ func (s *Store) take(c *contents) {
 		if a.start != "" && !left[id] {
 			from[id] = a.seq
 		}
-		if _, dead := c.dead[a.seq]; !c.done[a.seq] && !dead {
+		if c.left(a.seq) {
 			left[id] = true
 		}
 	}
@@ -247,7 +247,7 @@ func (s *Store) take(c *contents) {
 		if a.write.Create != nil {
 			s.shadow.Floor(a.write.SessionID, a.start)
 		}
-		s.push(a, c.done[seq] || dead)
+		s.push(a, !c.left(seq))
 	}
 }
 
