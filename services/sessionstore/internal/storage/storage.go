@@ -134,8 +134,40 @@ type Index interface {
 	// way of other calls: it may take its time, and need not be of one moment.
 	Census(ctx context.Context) (Census, error)
 	// RevokeUser must end (as End does) every live session of the user in the
-	// project but those in except, and return how many it ended.
+	// project but those in except, and return how many it ended. Where some
+	// sessions cannot be reached it must end the others, and return both.
 	RevokeUser(ctx context.Context, project, user string, except []string, reason string) (int, error)
+	// Repair must compare every session's record with the entries that the indexes
+	// have of it, put back what is missing, correct what is wrong, and take out
+	// entries that no session is behind. It must change nothing where all agrees.
+	// Sessions may come, go and change meanwhile.
+	Repair(ctx context.Context, q RepairQuery) (RepairResult, error)
+}
+
+// RepairQuery says how much of a store a repair looks at.
+type RepairQuery struct {
+	// Budget bounds how many keys of each server are looked at; 0 for all of them.
+	// A call with a budget goes on where the one before ended.
+	Budget int
+	// Report is called with what was done so far, now and then and by one
+	// goroutine; may be nil. It must not block.
+	Report func(RepairResult)
+}
+
+// RepairResult counts what a repair did.
+type RepairResult struct {
+	// Keys were looked at, of Total: both are estimates, and 0 where the backend
+	// does not count keys.
+	Keys, Total int64
+	// Sessions were compared with the indexes; Restored are those of which entries
+	// were put back or corrected.
+	Sessions, Restored int64
+	// Dropped are entries that no session was behind.
+	Dropped int64
+	// Skipped are sessions that could not be looked at yet.
+	Skipped int64
+	// Done: every session was looked at.
+	Done bool
 }
 
 // Census counts sessions that are neither ended nor swept.

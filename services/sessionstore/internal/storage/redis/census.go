@@ -4,7 +4,10 @@ import (
 	"context"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
+
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
@@ -18,24 +21,17 @@ const (
 // Census reads through the live sessions, a page at a time with pauses.
 func (s *Store) Census(ctx context.Context) (storage.Census, error) {
 	out := storage.Census{ByPhase: map[sessionv1.Session_Phase]int64{}}
-	phases := []sessionv1.Session_Phase{sessionv1.Session_ACTIVE, sessionv1.Session_IDLE, sessionv1.Session_EXPIRING, sessionv1.Session_EXPIRED}
 	for _, sh := range s.shards {
 		for from := 0; ; from += censusPage {
 			if err := s.usable(ctx); err != nil {
 				return out, err
 			}
 			begin := s.opts.Clock()
-			r, err := s.run(ctx, s.scripts.census, sh, from, censusPage)
+			n, err := s.countPage(ctx, sh, from, &out)
 			if err != nil {
 				return out, err
 			}
-			for i, p := range phases {
-				if n := r.num(1 + i); n > 0 {
-					out.ByPhase[p] += n
-				}
-			}
-			out.AtCap += r.num(5)
-			if r.num(0) < censusPage {
+			if n < censusPage {
 				break
 			}
 			if err := s.pause(ctx, censusShare*s.opts.Clock().Sub(begin)); err != nil {
@@ -44,6 +40,39 @@ func (s *Store) Census(ctx context.Context) (storage.Census, error) {
 		}
 	}
 	return out, nil
+}
+
+// countPage counts the sessions of a page of the deadlines, and returns how many
+// entries it has.
+func (s *Store) countPage(ctx context.Context, sh *shard, from int, out *storage.Census) (int, error) {
+	page := goredis.NewStringSliceCmd(ctx, "zrange", sh.deadlines(), from, from+censusPage-1)
+	if err := failure(s.conn.read.do(ctx, page)); err != nil {
+		return 0, err
+	}
+	records := make([]*goredis.StringSliceCmd, len(page.Val()))
+	for i, id := range page.Val() {
+		records[i] = goredis.NewStringSliceCmd(ctx, "hmget", sh.session(id), "st", "exp", "act", "below", "window", "ext", "max", "cap")
+	}
+	if err := s.conn.read.pipeline(ctx, asCmders(records)...); err != nil {
+		return 0, err
+	}
+	now := s.now()
+	for _, cmd := range records {
+		if err := failure(cmd.Err()); err != nil {
+			return 0, err
+		}
+		v := cmd.Val()
+		if v[0] != "0" {
+			continue // over or gone since the page was read
+		}
+		terms := lifetime.Terms{ExtendBelow: number(v[3]), ActiveWindow: number(v[4]), Max: int32(number(v[6])), Cap: number(v[7])}
+		state := lifetime.State{Expire: number(v[1]), LastActivity: number(v[2]), Count: int32(number(v[5]))}
+		out.ByPhase[lifetime.Phase(terms, state, now)]++
+		if state.Capped(terms) {
+			out.AtCap++
+		}
+	}
+	return len(records), nil
 }
 
 // pause waits; it returns early, with the reason, when the store is closed or

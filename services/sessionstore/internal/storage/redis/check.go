@@ -5,13 +5,26 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
-// format is the version of the key scheme.
-const format = "1"
+// format is the version of the data that this program writes, in the deployment's
+// meta hash. A program refuses data of a format that it does not read.
+//
+//	1  up to 0.1: scripts may leave index entries out while slots of a cluster move
+//	2  every script declares its keys, and a full repair has restored what earlier
+//	   ones left out
+//
+// Both have the same keys and fields. New data begins with the latest; a full
+// Repair raises older data to it, from when on earlier programs refuse to start.
+const format = "2"
+
+// readable are the formats that this program reads.
+var readable = []string{"1", format}
 
 // checked is the outcome of the check: nil, or the mismatch that stays for as
 // long as the store is open.
@@ -67,8 +80,13 @@ func (s *Store) checkMeta(ctx context.Context) error {
 	if got := r.text(0); got != strconv.Itoa(s.opts.Shards) {
 		return &mismatchError{fmt.Sprintf("--shards: got %d, but this Redis was first used with %s shards, which cannot change", s.opts.Shards, got)}
 	}
-	if got := r.text(1); got != format {
-		return &mismatchError{fmt.Sprintf("this Redis holds format %s, this program reads format %s", got, format)}
+	got := r.text(1)
+	if !slices.Contains(readable, got) {
+		return &mismatchError{fmt.Sprintf("this Redis holds format %s, this program reads formats %s", storage.Shorten(got), strings.Join(readable, " and "))}
+	}
+	if got != format {
+		s.opts.Log.WarnContext(ctx, "index entries may be missing that an earlier version left out; run `stoker repair` once every replica is upgraded",
+			slog.String("format", got), slog.String("latest", format))
 	}
 	epoch := r.text(2)
 	s.epoch.Store(&epoch)

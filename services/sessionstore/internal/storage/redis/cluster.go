@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -12,15 +13,14 @@ import (
 // the nodes: go-redis would go on dialing a dead one for a minute (#3979).
 const topologyMaxAge = 2 * time.Second
 
-// redirectsMost follows a slot that has moved, and is on the move again. It is
-// few, because go-redis sends again what was lost on the way by the same count.
-const redirectsMost = 2
+// redirectsMost bounds how often a command is sent on: to where its slot has
+// moved, and from there once more where it moves again.
+const redirectsMost = 3
 
 func newClient(opts goredis.UniversalOptions) goredis.UniversalClient {
 	if opts.IsClusterMode {
 		cluster := opts.Cluster()
 		cluster.ClusterStateReloadInterval = topologyMaxAge
-		cluster.MaxRedirects = redirectsMost
 		return goredis.NewClusterClient(cluster)
 	}
 	return goredis.NewUniversalClient(&opts)
@@ -41,20 +41,108 @@ func (l *lane) reload(ctx context.Context) {
 func (l *lane) route(ctx context.Context, cluster *goredis.ClusterClient, cmd goredis.Cmder) error {
 	node, err := cluster.MasterForKey(ctx, routingKey(cmd))
 	if err != nil {
-		return err
+		return routeError{err}
 	}
 	auto, err := node.AsyncAutoPipeline()
 	if err == nil {
 		err = auto.Submit(ctx, cmd).WaitContext(ctx)
 	}
-	if !elsewhere(err) {
+	if !redirected(err) {
 		return err
 	}
-	// The slot has moved, or the node has left: what is known of the cluster is
-	// out of date, and the command was not run.
+	// The slot moves or has moved, or the node has left: what is known of the
+	// cluster is out of date, and the command was not run.
 	cluster.ReloadState(ctx)
 	cmd.SetErr(nil)
 	return l.pipeline(ctx, cmd)
+}
+
+// hop is where a command goes next.
+type hop struct {
+	node   *goredis.Client
+	asking bool
+}
+
+// spread sends commands to the nodes of a cluster that have their keys, one round
+// trip to each at the same time, and those on that their node sends on. What
+// go-redis does for pipelines of a cluster does not serve: where the first command
+// of a batch is answered TRYAGAIN, or a reply is lost, it sends the whole batch
+// again, and so applies twice what was applied. It returns whether any command was
+// sent on: then they did not run in order.
+func (l *lane) spread(ctx context.Context, cluster *goredis.ClusterClient, cmds []goredis.Cmder) (sentOn bool) {
+	trips := map[hop][]goredis.Cmder{}
+	for _, cmd := range cmds {
+		l.plan(ctx, cluster, trips, cmd)
+	}
+	for range redirectsMost {
+		var wg sync.WaitGroup
+		for to, some := range trips {
+			wg.Go(func() { send(ctx, to.node, some, to.asking) })
+		}
+		wg.Wait()
+		onward := map[hop][]goredis.Cmder{}
+		for from, some := range trips {
+			for _, cmd := range some {
+				l.planOnward(ctx, cluster, onward, from, cmd)
+			}
+		}
+		if trips = onward; len(trips) == 0 {
+			return sentOn
+		}
+		sentOn = true
+		cluster.ReloadState(ctx)
+	}
+	for _, some := range trips {
+		for _, cmd := range some {
+			cmd.SetErr(errTooManyHops)
+		}
+	}
+	return true
+}
+
+// errTooManyHops is what is left of a command that was sent on each time.
+var errTooManyHops = routeError{errors.New("the key moves from node to node")}
+
+// routeError says that no node of a cluster is known to have a key now. The
+// command was not run.
+type routeError struct{ error }
+
+func (e routeError) Unwrap() error { return e.error }
+
+// plan adds a command to the round trip to the master that has its key.
+func (l *lane) plan(ctx context.Context, cluster *goredis.ClusterClient, trips map[hop][]goredis.Cmder, cmd goredis.Cmder) {
+	node, err := cluster.MasterForKey(ctx, routingKey(cmd))
+	if err != nil {
+		cmd.SetErr(routeError{err})
+		return
+	}
+	trips[hop{node, false}] = append(trips[hop{node, false}], cmd)
+}
+
+// planOnward adds a command to the round trip to where its node has sent it, if it
+// has.
+func (l *lane) planOnward(ctx context.Context, cluster *goredis.ClusterClient, trips map[hop][]goredis.Cmder, from hop, cmd goredis.Cmder) {
+	err := cmd.Err()
+	if !redirected(err) {
+		return
+	}
+	addr, moved := goredis.IsMovedError(err)
+	if !moved {
+		addr, _ = goredis.IsAskError(err)
+	}
+	if addr == "" { // the node has left, and its client was closed
+		l.nodes.CompareAndDelete(from.node.Options().Addr, from.node)
+		cmd.SetErr(nil)
+		l.plan(ctx, cluster, trips, cmd)
+		return
+	}
+	known, ok := l.nodes.Load(addr)
+	if !ok {
+		return // it stays where it was sent on; the topology is loaded anew
+	}
+	node, _ := known.(*goredis.Client)
+	cmd.SetErr(nil)
+	trips[hop{node, !moved}] = append(trips[hop{node, !moved}], cmd)
 }
 
 // routingKey is the key by which a command is sent: a script's first, any other
@@ -71,9 +159,12 @@ func routingKey(cmd goredis.Cmder) string {
 	return key
 }
 
-// elsewhere says whether a node answered that it does not have the key, or is
-// no longer one of ours.
-func elsewhere(err error) bool {
+// redirected says whether a node answered that it does not have the key, or is no
+// longer one of ours.
+func redirected(err error) bool {
+	if err == nil {
+		return false
+	}
 	_, moved := goredis.IsMovedError(err)
 	_, ask := goredis.IsAskError(err)
 	return moved || ask || errors.Is(err, goredis.ErrClosed)

@@ -28,20 +28,24 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 }
 
 func (s *Store) append(ctx context.Context, sh *shard, id string, events []*sessionv1.Event, at asOf) ([]string, error) {
-	args := make([]any, 0, 3+4*len(events))
-	args = append(args, id, s.opts.MaxEvents, at.arg())
+	sc := s.scripts.append
+	call := sc.declare(sh, id, sc.required, 3+4*len(events))
+	if at != present {
+		call = call.and(sh.key(keyReplayed, ""))
+	}
+	call = call.with(id, s.opts.MaxEvents, at.arg())
 	for _, e := range events {
 		log, err1 := storage.WithCursor(e, "").MarshalVT()
 		feed, err2 := storage.FeedEvent(e, false).MarshalVT()
 		if err := errors.Join(err1, err2); err != nil {
 			return nil, err
 		}
-		args = append(args, e.GetId(), log, feed)
+		call = call.with(e.GetId(), log, feed)
 		if at != present {
-			args = append(args, told(e.GetCursor()))
+			call = call.with(told(e.GetCursor()))
 		}
 	}
-	r, err := s.run(ctx, s.scripts.append, sh, args...)
+	r, err := s.run(ctx, call)
 	if err := check(r, err); err != nil {
 		return nil, err
 	}
@@ -126,18 +130,19 @@ func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.E
 	}
 }
 
-// page reads what is there now, in one round trip.
+// pageReads bounds how often a page is read anew while its session's slot moves
+// and its log is trimmed at the same time.
+const pageReads = 3
+
+// page reads the session's state and its log as of one moment, in one round trip.
 func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after storage.Cursor) (storage.EventPage, error) {
 	ctx, end := s.span(ctx, "list_events")
 	// The state is read first: when it says over, the log is complete.
-	state := goredis.NewSliceCmd(ctx, "hmget", sh.session(q.SessionID), "st", "trim")
-	var log *goredis.XMessageSliceCmd
-	if q.Tail > 0 {
-		log = goredis.NewXMessageSliceCmd(ctx, "xrevrange", sh.events(q.SessionID), "+", "-", "count", q.Tail)
-	} else {
-		log = goredis.NewXMessageSliceCmd(ctx, "xrange", sh.events(q.SessionID), "("+after.String(), "+", "count", q.Limit+1)
+	state, log := s.pageCommands(ctx, sh, q, after)
+	ordered, err := s.conn.read.inOrder(ctx, state, log)
+	if err == nil && !ordered {
+		state, log, err = s.pageOnTheMove(ctx, sh, q, after)
 	}
-	err := s.conn.read.pipeline(ctx, state, log)
 	if err == nil {
 		err = failure(errors.Join(state.Err(), log.Err()))
 	}
@@ -150,6 +155,33 @@ func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after
 	}
 	st, _ := state.Val()[0].(string)
 	return decodePage(q, after, log.Val(), st, state.Val()[1])
+}
+
+func (s *Store) pageCommands(ctx context.Context, sh *shard, q storage.EventQuery, after storage.Cursor) (*goredis.SliceCmd, *goredis.XMessageSliceCmd) {
+	state := goredis.NewSliceCmd(ctx, "hmget", sh.session(q.SessionID), "st", "trim")
+	if q.Tail > 0 {
+		return state, goredis.NewXMessageSliceCmd(ctx, "xrevrange", sh.events(q.SessionID), "+", "-", "count", q.Tail)
+	}
+	return state, goredis.NewXMessageSliceCmd(ctx, "xrange", sh.events(q.SessionID), "("+after.String(), "+", "count", q.Limit+1)
+}
+
+// pageOnTheMove reads the state, the log, and the state again, one after the
+// other: while a slot moves, the two may be on different nodes. With nothing
+// trimmed from the log between the two states, the first is that of the log.
+func (s *Store) pageOnTheMove(ctx context.Context, sh *shard, q storage.EventQuery, after storage.Cursor) (*goredis.SliceCmd, *goredis.XMessageSliceCmd, error) {
+	for range pageReads {
+		before, log := s.pageCommands(ctx, sh, q, after)
+		then, _ := s.pageCommands(ctx, sh, q, after)
+		for _, cmd := range []goredis.Cmder{before, log, then} {
+			if err := s.conn.read.do(ctx, cmd); err != nil {
+				return nil, nil, failure(err)
+			}
+		}
+		if before.Val()[1] == then.Val()[1] {
+			return before, log, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("%w: the log is trimmed faster than it can be read", storage.ErrUnavailable)
 }
 
 func decodePage(q storage.EventQuery, after storage.Cursor, entries []goredis.XMessage, st string, trim any) (storage.EventPage, error) {

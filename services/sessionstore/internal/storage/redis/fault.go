@@ -22,13 +22,31 @@ var faultCodes = []string{
 	"READONLY",    // it was a master, and is a replica now
 	"MASTERDOWN",  // a replica whose master is gone
 	"CLUSTERDOWN", // a slot has no node
-	"TRYAGAIN",    // a slot is on the move
 	"OOM",         // maxmemory is reached, and nothing may be evicted
 	"MISCONF",     // it cannot persist, and refuses writes
 	"NOREPLICAS",  // too few replicas are in touch
 	"BUSY",        // a script does not come to its end
 	// It takes no more connections; the one such reply without a code.
 	"ERR max number of clients reached",
+}
+
+// movingCodes are the replies to a command whose slot is on its way from one node
+// to another. Neither node is at fault, nothing of the command has run, and it
+// will be answered once the slot has arrived.
+var movingCodes = []string{
+	"TRYAGAIN", // some of its keys have moved already, or are not there
+	"MOVED",    // it was sent on, and the slot had moved on again
+	"ASK",
+	// From scripts that touch keys which they do not declare. Ours declare all;
+	// should one not, it must not be taken for a verdict on the session.
+	"ERR Script attempted to access a non local key",
+	"Script attempted to access a non local key",
+}
+
+// isMoving says whether a command met a slot on the move.
+func isMoving(err error) bool {
+	var server goredis.Error
+	return errors.As(err, &server) && hasCode(server.Error(), movingCodes)
 }
 
 // isFault is the one place that tells a fault of the infrastructure from an
@@ -54,23 +72,26 @@ func isFault(err error) bool {
 	case errors.As(err, &network), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return true
 	case errors.As(err, &server):
-		return hasFaultCode(server.Error())
+		return hasCode(server.Error(), faultCodes)
 	default:
 		return false
 	}
 }
 
-// hasFaultCode looks at the first word of a reply, and of what a script passed
-// on: before Redis 7 that comes after "@user_script: 1: -".
-func hasFaultCode(reply string) bool {
+// hasCode looks at the beginning of a reply, and of what a script passed on:
+// before Redis 7 that comes after "@user_script: 1: -".
+func hasCode(reply string, codes []string) bool {
 	const script = "@user_script:"
+	passed := ""
 	if at := strings.LastIndex(reply, script); at >= 0 && strings.HasPrefix(reply, "ERR ") {
-		_, passed, _ := strings.Cut(reply[at+len(script):], ": ")
-		reply = strings.TrimPrefix(passed, "-")
+		_, passed, _ = strings.Cut(reply[at+len(script):], ": ")
+		passed = strings.TrimPrefix(passed, "-")
 	}
-	for _, code := range faultCodes {
-		if rest, ok := strings.CutPrefix(reply, code); ok && (rest == "" || rest[0] == ' ') {
-			return true
+	for _, code := range codes {
+		for _, text := range []string{reply, passed} {
+			if rest, ok := strings.CutPrefix(text, code); ok && (rest == "" || rest[0] == ' ') {
+				return true
+			}
 		}
 	}
 	return false
@@ -86,12 +107,13 @@ func failure(err error) error {
 	}
 	var open *resilience.OpenError
 	var left departureError
+	var route routeError
 	switch {
 	case errors.Is(err, goredis.Nil), errors.Is(err, context.Canceled), errors.As(err, &left):
 		return err
 	case errors.Is(err, goredis.ErrClosed):
 		return storage.ErrClosed
-	case errors.As(err, &open), isFault(err):
+	case errors.As(err, &open), errors.As(err, &route), isFault(err), isMoving(err):
 		return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
 	default:
 		return fmt.Errorf("redis: %w", err)

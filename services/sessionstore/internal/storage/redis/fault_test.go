@@ -48,7 +48,6 @@ func TestFaults(t *testing.T) {
 		{"LOADING", replyError("LOADING Redis is loading the dataset in memory"), true, storage.ErrUnavailable},
 		{"READONLY", replyError("READONLY You can't write against a read only replica."), true, storage.ErrUnavailable},
 		{"CLUSTERDOWN", replyError("CLUSTERDOWN The cluster is down"), true, storage.ErrUnavailable},
-		{"TRYAGAIN", replyError("TRYAGAIN Multiple keys request during rehashing of slot"), true, storage.ErrUnavailable},
 		{"MASTERDOWN", replyError("MASTERDOWN Link with MASTER is down"), true, storage.ErrUnavailable},
 		{"OOM", replyError("OOM command not allowed when used memory > 'maxmemory'."), true, storage.ErrUnavailable},
 		{"OOM in a script", replyError("OOM command not allowed when used memory > 'maxmemory'. script: 1f, on @user_script:1."), true, storage.ErrUnavailable},
@@ -68,8 +67,16 @@ func TestFaults(t *testing.T) {
 		{"turned away by a breaker", open, false, storage.ErrUnavailable},
 		{"NOSCRIPT", replyError("NOSCRIPT No matching script."), false, nil},
 		{"WRONGTYPE", replyError("WRONGTYPE Operation against a key holding the wrong kind of value"), false, nil},
-		{"MOVED", replyError("MOVED 1 127.0.0.1:1"), false, nil},
-		{"ASK", replyError("ASK 1 127.0.0.1:1"), false, nil},
+
+		// A slot on the move is nobody's fault, and no verdict.
+		{"TRYAGAIN", replyError("TRYAGAIN Multiple keys request during rehashing of slot"), false, storage.ErrUnavailable},
+		{"MOVED", replyError("MOVED 1 127.0.0.1:1"), false, storage.ErrUnavailable},
+		{"ASK", replyError("ASK 1 127.0.0.1:1"), false, storage.ErrUnavailable},
+		{"an undeclared key that has moved", replyError("ERR Script attempted to access a non local key in a cluster node script: 1f, on @user_script:3."), false, storage.ErrUnavailable},
+		{"the same of Redis 6", replyError("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: Script attempted to access a non local key in a cluster node"), false, storage.ErrUnavailable},
+		{"no node for a slot", routeError{errors.New("redis: cluster has no nodes")}, false, storage.ErrUnavailable},
+		{"no node, since we have closed", routeError{goredis.ErrClosed}, false, storage.ErrClosed},
+
 		{"a defect of a script", replyError("ERR user_script:3: attempt to index a nil value script: 1f, on @user_script:3."), false, nil},
 		{"a word that begins like one", replyError("BUSYGROUP Consumer Group name already exists"), false, nil},
 		{"wrong password", replyError("WRONGPASS invalid username-password pair"), false, nil},
@@ -99,7 +106,7 @@ func TestFaults(t *testing.T) {
 // replayed; what is said of its data does.
 func TestNoVerdict(t *testing.T) {
 	for reply, want := range map[string]bool{
-		"MOVED 1 127.0.0.1:1": true, "ASK 1 127.0.0.1:1": true, "NOSCRIPT No matching script.": true,
+		"NOSCRIPT No matching script.": true,
 		"DENIED Redis is running in protected mode": true, "NOAUTH Authentication required.": true,
 		"WRONGTYPE Operation against a key holding the wrong kind of value": false, "ERR user_script:3: attempt to index a nil value": false,
 	} {

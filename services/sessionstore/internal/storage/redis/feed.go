@@ -43,12 +43,8 @@ func (s *Store) OpenFeed(ctx context.Context, group, consumer string) (storage.F
 	if err := s.usable(ctx); err != nil {
 		return nil, err
 	}
-	lists := make([][]any, len(s.shards))
-	for i := range lists {
-		lists[i] = []any{group}
-	}
-	if _, errs := s.runAll(ctx, s.scripts.join, s.shards, lists); errors.Join(errs...) != nil {
-		return nil, errors.Join(errs...)
+	if err := s.joinGroup(ctx, group); err != nil {
+		return nil, err
 	}
 	var nonce [8]byte
 	_, _ = rand.Read(nonce[:]) // never fails: crypto/rand ends the program instead
@@ -64,6 +60,34 @@ func (s *Store) OpenFeed(ctx context.Context, group, consumer string) (storage.F
 	}
 	go r.keep() //nolint:contextcheck // the reader outlives the call that opened it
 	return r, nil
+}
+
+// joinGroup registers a group on every shard. One that does not answer now has the
+// group with the first lease that is acquired on it: until then nothing of it is
+// delivered.
+func (s *Store) joinGroup(ctx context.Context, group string) error {
+	calls := make([]invocation, len(s.shards))
+	for i, sh := range s.shards {
+		calls[i] = s.scripts.join.on(sh, "", group)
+	}
+	_, errs := s.runAll(ctx, "join", calls)
+	return onlyAll(errs)
+}
+
+// onlyAll returns the failure of calls to many shards where all have failed, or
+// one for another reason than that its shard cannot be reached now.
+func onlyAll(errs []error) error {
+	answered := false
+	for _, err := range errs {
+		answered = answered || err == nil
+		if err != nil && !errors.Is(err, storage.ErrUnavailable) {
+			return err
+		}
+	}
+	if answered || len(errs) == 0 {
+		return nil
+	}
+	return errs[0]
 }
 
 func (r *reader) assign(held []int, started map[int]storage.Cursor, opening bool) {
@@ -211,7 +235,7 @@ func (r *reader) Ack(ctx context.Context, acks []storage.FeedAck) error {
 	if err := r.s.usable(ctx); err != nil {
 		return err
 	}
-	on, args := make([]*shard, 0, len(acks)), make([][]any, 0, len(acks))
+	calls := make([]invocation, 0, len(acks))
 	for _, a := range acks {
 		at, err := storage.ParseCursor("acks.cursor", a.Cursor)
 		if err != nil {
@@ -226,12 +250,9 @@ func (r *reader) Ack(ctx context.Context, acks []storage.FeedAck) error {
 		if at.Compare(delivered) > 0 {
 			return &storage.InvalidError{Field: "acks.cursor", Value: storage.Shorten(a.Cursor), Want: "a cursor that this stream delivered"}
 		}
-		on, args = append(on, r.s.shards[a.Shard]), append(args, []any{r.group, at.String()})
+		calls = append(calls, r.s.scripts.ack.on(r.s.shards[a.Shard], "", r.group, at.String()))
 	}
-	if len(on) == 0 {
-		return nil
-	}
-	_, errs := r.s.runAll(ctx, r.s.scripts.ack, on, args)
+	_, errs := r.s.runAll(ctx, "ack", calls)
 	return errors.Join(errs...)
 }
 

@@ -4,18 +4,19 @@ import "strconv"
 
 // Keys are spelled here and nowhere else. All keys of a shard carry its hash
 // tag, so that one script can change all of them, on one node and on a cluster
-// alike. Scripts get the shard's prefix and add the same suffixes (scripts/
-// lib.lua): which keys they touch depends on what they find, and the hash tag
-// keeps every one of them on the slot of the key that routes the script.
+// alike. A script declares each key that it may touch: while a slot moves, its
+// keys are on two nodes, and only for declared keys does Redis answer TRYAGAIN,
+// ASK or MOVED before anything has run. A script names its keys by kind in its
+// first line (scripts/*.lua), and finds each in a variable of the kind's name.
 //
 //	<p>session:<id>    hash    one session
 //	<p>events:<id>     stream  its log
 //	<p>ids:<id>        hash    event id -> cursor, for what is in the log
 //	<p>request:<...>   string  project NUL user NUL requestId -> session id
 //	<p>gone:<id>       string  deleted, for as long as one that ended is kept
-//	<p>deadlines       zset    live session -> deadline
-//	<p>warnings        zset    live session -> when to append session:expiring
-//	<p>retired         zset    over session -> when to purge it
+//	<p>deadlines       zset    live session -> deadline, or earlier
+//	<p>warnings        zset    live session -> when to append session:expiring, or earlier
+//	<p>retired         zset    over session -> when to purge it, or earlier
 //	<p>by-user         zset    score 0, user NUL project NUL id
 //	<p>by-project      zset    score 0, project NUL user NUL id
 //	<p>feed            stream  every event and lifecycle change of the shard
@@ -25,25 +26,95 @@ import "strconv"
 //	<p>holds           hash    holder -> from when on it holds the sweep
 //	<p>lease:<group>   string  who reads the shard for the group
 //
-// where <p> is "stoker:{s<shard>}:".
+// where <p> is "stoker:{s<shard>}:". Shard 0 also has
+//
+//	<p>meta            hash    shards, format and epoch of the deployment
+//	<p>policies        hash    project -> its policy
+//	<p>projects        zset    score 0, projects with a policy
+//	<p>consumers:<group>  zset  consumer of a feed -> its last heartbeat
+type keyKind uint8
+
 const (
-	metaKey     = "stoker:{s0}:meta"
+	keySession keyKind = iota
+	keyEvents
+	keyIDs
+	keyRequest
+	keyGone
+	keyLease
+	keyPrior   // the session that a request key names
+	ownedKinds // from here on the shard has one key of the kind
+)
+
+const (
+	keyDeadlines keyKind = ownedKinds + iota
+	keyWarnings
+	keyRetired
+	keyByUser
+	keyByProject
+	keyFeed
+	keyGroups
+	keyReplayed
+	keyHolds
+	keyMeta
+	keyPolicies
+	keyProjects
+	keyKinds
+)
+
+// kinds are the names of the kinds in the scripts, and what follows the shard's
+// prefix in their keys.
+var kinds = [keyKinds]struct{ name, suffix string }{
+	keySession: {"session", "session:"}, keyEvents: {"events", "events:"}, keyIDs: {"ids", "ids:"},
+	keyRequest: {"request", "request:"}, keyGone: {"gone", "gone:"}, keyLease: {"lease", "lease:"},
+	keyPrior:     {"prior", "session:"},
+	keyDeadlines: {"deadlines", "deadlines"}, keyWarnings: {"warnings", "warnings"}, keyRetired: {"retired", "retired"},
+	keyByUser: {"by-user", "by-user"}, keyByProject: {"by-project", "by-project"},
+	keyFeed: {"feed", "feed"}, keyGroups: {"groups", "groups"}, keyReplayed: {"replayed", "replayed"}, keyHolds: {"holds", "holds"},
+	keyMeta: {"meta", "meta"}, keyPolicies: {"policies", "policies"}, keyProjects: {"projects", "projects"},
+}
+
+const (
 	policiesKey = "stoker:{s0}:policies"
 	projectsKey = "stoker:{s0}:projects"
+	// sessionKeys matches the records of sessions, of every shard.
+	sessionKeys = "stoker:{s*}:session:*"
 )
 
 func prefix(shard int) string { return "stoker:{s" + strconv.Itoa(shard) + "}:" }
 
-func (sh *shard) session(id string) string { return sh.p + "session:" + id }
-func (sh *shard) events(id string) string  { return sh.p + "events:" + id }
-func (sh *shard) feed() string             { return sh.p + "feed" }
-func (sh *shard) groups() string           { return sh.p + "groups" }
-func (sh *shard) deadlines() string        { return sh.p + "deadlines" }
-func (sh *shard) retired() string          { return sh.p + "retired" }
-func (sh *shard) byUser() string           { return sh.p + "by-user" }
-func (sh *shard) byProject() string        { return sh.p + "by-project" }
-func (sh *shard) lease(group string) string {
-	return sh.p + "lease:" + group
+type shard struct {
+	n int
+	p string
+	// owned are the keys that the shard has one of, as arguments of commands: a
+	// string takes memory each time it becomes one.
+	owned [keyKinds]any
 }
 
-func consumersKey(group string) string { return prefix(0) + "consumers:" + group }
+func newShard(n int) *shard {
+	sh := &shard{n: n, p: prefix(n)}
+	for k := ownedKinds; k < keyKinds; k++ {
+		sh.owned[k] = sh.p + kinds[k].suffix
+	}
+	return sh
+}
+
+// key is a key of the shard, as an argument of a command; name is that of the
+// session, request or group, where the kind has one.
+func (sh *shard) key(k keyKind, name string) any {
+	if k >= ownedKinds {
+		return sh.owned[k]
+	}
+	return sh.p + kinds[k].suffix + name
+}
+
+func (sh *shard) own(k keyKind) string      { return sh.p + kinds[k].suffix }
+func (sh *shard) session(id string) string  { return sh.p + "session:" + id }
+func (sh *shard) events(id string) string   { return sh.p + "events:" + id }
+func (sh *shard) feed() string              { return sh.own(keyFeed) }
+func (sh *shard) groups() string            { return sh.own(keyGroups) }
+func (sh *shard) deadlines() string         { return sh.own(keyDeadlines) }
+func (sh *shard) retired() string           { return sh.own(keyRetired) }
+func (sh *shard) byUser() string            { return sh.own(keyByUser) }
+func (sh *shard) byProject() string         { return sh.own(keyByProject) }
+func (sh *shard) lease(group string) string { return sh.p + "lease:" + group }
+func consumersKey(group string) string      { return prefix(0) + "consumers:" + group }

@@ -24,6 +24,8 @@ type lane struct {
 	auto *goredis.AutoPipeliner
 	// slots bounds the round trips of batches that are under way.
 	slots chan struct{}
+	// nodes are a cluster's, by address: map[string]*goredis.Client.
+	nodes sync.Map
 
 	once sync.Once
 	err  error
@@ -51,7 +53,10 @@ func newLane(class string, opts goredis.UniversalOptions, timeout time.Duration,
 	switch client := l.client.(type) {
 	case *goredis.ClusterClient:
 		l.slots = make(chan struct{}, slotsMostCluster)
-		client.OnNewNode(func(node *goredis.Client) { node.AddHook(hook(node.Options().Addr)) })
+		client.OnNewNode(func(node *goredis.Client) {
+			node.AddHook(hook(node.Options().Addr))
+			l.nodes.Store(node.Options().Addr, node)
+		})
 	case *goredis.Client:
 		node := client.Options().Addr
 		if opts.MasterName != "" {
@@ -103,47 +108,79 @@ func (d departureError) Unwrap() error { return d.error }
 // when that ends first: the commands may not be looked at then, and may still
 // be applied.
 func (l *lane) pipeline(ctx context.Context, cmds ...goredis.Cmder) error {
+	_, err := l.inOrder(ctx, cmds...)
+	return err
+}
+
+// inOrder is pipeline for commands on keys of one shard whose order matters. It
+// returns false where the shard's slot moves, so that they may have run in another
+// order.
+func (l *lane) inOrder(ctx context.Context, cmds ...goredis.Cmder) (ordered bool, err error) {
 	if err := ctx.Err(); err != nil || len(cmds) == 0 {
-		return err
+		return true, err
 	}
 	if ctx.Done() == nil {
 		return l.exec(ctx, cmds)
 	}
-	done := make(chan error, 1)
-	go func() { done <- l.exec(ctx, cmds) }()
+	type outcome struct {
+		ordered bool
+		err     error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		ordered, err := l.exec(ctx, cmds)
+		done <- outcome{ordered, err}
+	}()
 	select {
-	case err := <-done:
-		return err
+	case o := <-done:
+		return o.ordered, o.err
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	}
 }
 
 // exec waits for its turns, outside of any round trip's deadline, and sends
 // nothing more once ctx has ended.
-func (l *lane) exec(ctx context.Context, cmds []goredis.Cmder) error {
+func (l *lane) exec(ctx context.Context, cmds []goredis.Cmder) (ordered bool, err error) {
+	ordered = true
 	for some := range slices.Chunk(cmds, batchMost) {
-		if err := l.turn(ctx, some); err != nil {
-			return err
+		sentOn, err := l.turn(ctx, some)
+		if err != nil {
+			return false, err
 		}
+		ordered = ordered && !sentOn
 	}
-	return nil
+	return ordered, nil
 }
 
-func (l *lane) turn(ctx context.Context, cmds []goredis.Cmder) error {
+func (l *lane) turn(ctx context.Context, cmds []goredis.Cmder) (sentOn bool, err error) {
 	select {
 	case l.slots <- struct{}{}:
 		defer func() { <-l.slots }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	}
-	p := l.client.Pipeline()
+	if cluster, ok := l.client.(*goredis.ClusterClient); ok {
+		return l.spread(ctx, cluster, cmds), nil
+	}
+	send(ctx, l.client, cmds, false)
+	return false, nil
+}
+
+// send makes one round trip; each command has its own error then. asking tells
+// the node of a cluster that we were sent by the one whose slot is on the move.
+func send(ctx context.Context, node pipeliner, cmds []goredis.Cmder, asking bool) {
+	p := node.Pipeline()
 	for _, cmd := range cmds {
+		if asking {
+			_ = p.Process(ctx, goredis.NewStatusCmd(ctx, "asking"))
+		}
 		_ = p.Process(ctx, cmd)
 	}
-	_, _ = p.Exec(ctx) // each command has its own error
-	return nil
+	_, _ = p.Exec(ctx)
 }
+
+type pipeliner interface{ Pipeline() goredis.Pipeliner }
 
 // close ends every round trip under way. Closing twice is harmless.
 func (l *lane) close() error {

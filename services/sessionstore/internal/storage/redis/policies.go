@@ -51,7 +51,7 @@ func (s *Store) SetPolicy(ctx context.Context, project string, policy *sessionv1
 	if err != nil {
 		return nil, err
 	}
-	return p, check(s.run(ctx, s.scripts.policy, s.shards[0], project, raw))
+	return p, check(s.run(ctx, s.scripts.policy.on(s.shards[0], "", project, raw)))
 }
 
 // DeletePolicy removes a project's policy.
@@ -59,7 +59,7 @@ func (s *Store) DeletePolicy(ctx context.Context, project string) error {
 	if err := s.usable(ctx); err != nil {
 		return err
 	}
-	return check(s.run(ctx, s.scripts.policy, s.shards[0], project, ""))
+	return check(s.run(ctx, s.scripts.policy.on(s.shards[0], "", project, "")))
 }
 
 // ListPolicies pages through the policies by project.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,17 +52,16 @@ func (s *Store) Replay(ctx context.Context, w storage.Write) error {
 	err := s.replay(ctx, w)
 	var server goredis.Error
 	if errors.As(err, &server) && noVerdict(server.Error()) {
-		// It is the deployment that is wrong, or on the move, and not the write.
+		// It is the deployment that is wrong, and not the write.
 		return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
 	}
 	return storage.Undecided(err)
 }
 
-// noVerdict says whether a server refused us whatever we asked for, or sent us
-// elsewhere once more than we follow.
+// noVerdict says whether a server refused us whatever we asked for.
 func noVerdict(reply string) bool {
 	switch code, _, _ := strings.Cut(reply, " "); code {
-	case "NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "MOVED", "ASK", "NOSCRIPT":
+	case "NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "NOSCRIPT":
 		return true
 	default:
 		return false
@@ -96,7 +94,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 		_, err := s.end(ctx, sh, w.SessionID, w.End.Reason, at)
 		return err
 	case w.Delete:
-		_, err := s.run(ctx, s.scripts.remove, sh, s.removal(w.SessionID, at)...)
+		_, err := s.remove(ctx, sh, w.SessionID, at)
 		return err
 	case w.Append != nil:
 		_, err := s.append(ctx, sh, w.SessionID, w.Append, at)
@@ -104,7 +102,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 	default:
 		a := *w.Extend
 		a.SessionID = w.SessionID
-		r, err := s.run(ctx, s.scripts.extend, sh, s.extendArgs(a, at)...)
+		r, err := s.extendOne(ctx, sh, a, at)
 		if err != nil {
 			return err
 		}
@@ -149,7 +147,11 @@ func (s *Store) Hold(ctx context.Context, holder string, from time.Time) error {
 	if from.IsZero() {
 		arg = ""
 	}
-	_, errs := s.runAll(ctx, s.scripts.hold, s.shards, slices.Repeat([][]any{{holder, arg}}, len(s.shards)))
+	calls := make([]invocation, len(s.shards))
+	for i, sh := range s.shards {
+		calls[i] = s.scripts.hold.on(sh, "", holder, arg)
+	}
+	_, errs := s.runAll(ctx, "hold", calls)
 	for _, err := range errs {
 		if err != nil {
 			return err // mostly the same for each shard

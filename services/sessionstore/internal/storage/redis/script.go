@@ -28,6 +28,10 @@ var scriptFiles embed.FS
 type script struct {
 	name, body string
 	sha        any // a string, as an argument
+	// keys are the kinds of keys that it may touch, in order. Those from required
+	// on are declared only by callers that need them.
+	keys     []keyKind
+	required int
 }
 
 // libMark is where a script wants lib.lua, other than at its beginning: to define
@@ -36,7 +40,9 @@ const libMark = "--@lib\n"
 
 // scripts holds every script by the name of its file, each with lib.lua in it.
 type scripts struct {
-	create, update, end, remove, revoke, append, extend, sweep, ack, join, lease, policy, meta, census, hold *script
+	create, update, end, remove, append, extend            *script
+	sweep, warn, expire, purge, reindex, forget            *script
+	ack, join, lease, hold, policy, meta, raiseFormat      *script
 }
 
 // constants spells what never changes in a store's life as the beginning of its
@@ -55,23 +61,64 @@ func loadScripts(before string) (*scripts, error) {
 	fields := "local FIELDS = {'" + strings.Join(sessionFields, "', '") + "'}\n"
 	out := &scripts{}
 	for name, dst := range map[string]**script{
-		"create": &out.create, "update": &out.update, "end": &out.end, "delete": &out.remove, "revoke": &out.revoke,
-		"append": &out.append, "extend": &out.extend, "sweep": &out.sweep, "ack": &out.ack, "join": &out.join,
-		"lease": &out.lease, "policy": &out.policy, "meta": &out.meta, "census": &out.census, "hold": &out.hold,
+		"create": &out.create, "update": &out.update, "end": &out.end, "delete": &out.remove, "append": &out.append, "extend": &out.extend,
+		"sweep": &out.sweep, "warn": &out.warn, "expire": &out.expire, "purge": &out.purge, "reindex": &out.reindex, "forget": &out.forget,
+		"ack": &out.ack, "join": &out.join, "lease": &out.lease, "hold": &out.hold, "policy": &out.policy, "meta": &out.meta,
+		"format": &out.raiseFormat,
 	} {
 		body, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
 		if err != nil {
 			return nil, err
 		}
+		sc := &script{name: name}
+		if err := sc.parseKeys(string(body)); err != nil {
+			return nil, fmt.Errorf("script %s: %w", name, err)
+		}
 		text := string(body)
 		if !strings.Contains(text, libMark) {
 			text = libMark + text
 		}
-		text = before + strings.Replace(text, libMark, fields+string(lib)+"\n", 1)
+		text = before + sc.keyVariables() + strings.Replace(text, libMark, fields+string(lib)+"\n", 1)
 		sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts
-		*dst = &script{name: name, body: text, sha: hex.EncodeToString(sum[:])}
+		sc.body, sc.sha = text, hex.EncodeToString(sum[:])
+		*dst = sc
 	}
 	return out, nil
+}
+
+// parseKeys reads the first line of a script, "-- KEYS: session feed [request]":
+// the kinds of keys that it declares, optional ones in brackets at the end.
+func (sc *script) parseKeys(body string) error {
+	line, _, _ := strings.Cut(body, "\n")
+	list, ok := strings.CutPrefix(line, "-- KEYS: ")
+	if !ok {
+		return fmt.Errorf("first line %q names no keys", line)
+	}
+	required, optional, _ := strings.Cut(strings.TrimSuffix(list, "]"), "[")
+	sc.required = len(strings.Fields(required))
+	for _, name := range strings.Fields(required + " " + optional) {
+		k := slices.IndexFunc(kinds[:], func(kind struct{ name, suffix string }) bool { return kind.name == name })
+		if k < 0 {
+			return fmt.Errorf("no kind of key is named %q", name)
+		}
+		sc.keys = append(sc.keys, keyKind(k))
+	}
+	return nil
+}
+
+// keyVariables spells the Lua variables that hold the declared keys. All kinds
+// have one: a key that is not declared is nil, and a command on it fails.
+func (sc *script) keyVariables() string {
+	var names, declared, values []string
+	for k := range kinds {
+		name := strings.ToUpper(strings.ReplaceAll(kinds[k].name, "-", "_"))
+		if at := slices.Index(sc.keys, keyKind(k)); at >= 0 {
+			declared, values = append(declared, name), append(values, fmt.Sprintf("KEYS[%d]", at+1))
+		} else {
+			names = append(names, name)
+		}
+	}
+	return "local " + strings.Join(declared, ", ") + " = " + strings.Join(values, ", ") + "\nlocal " + strings.Join(names, ", ") + "\n"
 }
 
 // reply is what a script returned: a list of integers and strings, the first
@@ -96,31 +143,67 @@ func (r reply) text(i int) string {
 	return s
 }
 
-// command builds the call of a script on a shard, by its name alone.
-func (sc *script) command(ctx context.Context, sh *shard, args []any) *goredis.Cmd {
-	return call(ctx, "evalsha", sc.sha, sh, args)
+// invocation is one call of a script: the keys that it declares and its
+// arguments, behind the room for what names the script.
+type invocation struct {
+	sc   *script
+	args []any
+}
+
+// argsAt is where the keys of an invocation begin: behind the command, the
+// script and the number of keys.
+const argsAt = 3
+
+// on builds a call that declares the keys a script requires. name is that of the
+// session, request or group that the call is about, where it is about one.
+func (sc *script) on(sh *shard, name string, args ...any) invocation {
+	return sc.declare(sh, name, sc.required, len(args)).with(args...)
+}
+
+// declare begins a call that declares the first n keys of a script, with room for
+// optional keys and that many arguments. Optional keys come before arguments.
+func (sc *script) declare(sh *shard, name string, n, room int) invocation {
+	all := make([]any, argsAt, argsAt+len(sc.keys)+room)
+	all[2] = n
+	for _, k := range sc.keys[:n] {
+		all = append(all, sh.key(k, name))
+	}
+	return invocation{sc, all}
+}
+
+// and declares the next optional key.
+func (in invocation) and(key any) invocation {
+	n, _ := in.args[2].(int)
+	in.args[2] = n + 1
+	return in.with(key)
+}
+
+func (in invocation) with(args ...any) invocation {
+	in.args = append(in.args, args...)
+	return in
+}
+
+// command calls the script by its name alone.
+func (in invocation) command(ctx context.Context) *goredis.Cmd {
+	in.args[0], in.args[1] = "evalsha", in.sc.sha
+	return goredis.NewCmd(ctx, in.args...)
 }
 
 // teach builds a call that brings the script along.
-func (sc *script) teach(ctx context.Context, sh *shard, args []any) *goredis.Cmd {
-	return call(ctx, "eval", sc.body, sh, args)
+func (in invocation) teach(ctx context.Context) *goredis.Cmd {
+	args := slices.Clone(in.args) // a command that is still on its way has the others
+	args[0], args[1] = "eval", in.sc.body
+	return goredis.NewCmd(ctx, args...)
 }
 
-func call(ctx context.Context, verb string, what any, sh *shard, args []any) *goredis.Cmd {
-	all := make([]any, 0, 5+len(args))
-	all = append(all, verb, what, 1, sh.route, sh.prefix)
-	return goredis.NewCmd(ctx, append(all, args...)...)
-}
-
-// run calls a script on a shard. It is the one way in which anything is
-// changed.
-func (s *Store) run(ctx context.Context, sc *script, sh *shard, args ...any) (reply, error) {
-	ctx, end := s.span(ctx, sc.name)
-	cmd := sc.command(ctx, sh, args)
+// run calls a script. It is the one way in which anything is changed.
+func (s *Store) run(ctx context.Context, in invocation) (reply, error) {
+	ctx, end := s.span(ctx, in.sc.name)
+	cmd := in.command(ctx)
 	err := s.conn.write.do(ctx, cmd)
 	if noScript(err) {
 		// A restarted or flushed server has forgotten it; this teaches it again.
-		cmd = sc.teach(ctx, sh, args)
+		cmd = in.teach(ctx)
 		err = s.conn.write.do(ctx, cmd)
 	}
 	r, err := verdict(cmd, err)
@@ -128,13 +211,13 @@ func (s *Store) run(ctx context.Context, sc *script, sh *shard, args ...any) (re
 	return r, err
 }
 
-// runAll calls a script once for each argument list, in one round trip, and
-// returns a reply or an error for each.
-func (s *Store) runAll(ctx context.Context, sc *script, on []*shard, args [][]any) ([]reply, []error) {
-	ctx, end := s.span(ctx, sc.name)
-	cmds := make([]*goredis.Cmd, len(args))
-	for i := range args {
-		cmds[i] = sc.command(ctx, on[i], args[i])
+// runAll makes many calls, in one round trip to each node, and returns a reply or
+// an error for each.
+func (s *Store) runAll(ctx context.Context, operation string, calls []invocation) ([]reply, []error) {
+	ctx, end := s.span(ctx, operation)
+	cmds := make([]*goredis.Cmd, len(calls))
+	for i, in := range calls {
+		cmds[i] = in.command(ctx)
 	}
 	if err := s.conn.write.pipeline(ctx, asCmders(cmds)...); err != nil {
 		end(err)
@@ -143,7 +226,7 @@ func (s *Store) runAll(ctx context.Context, sc *script, on []*shard, args [][]an
 	var again []*goredis.Cmd
 	for i, cmd := range cmds {
 		if noScript(cmd.Err()) {
-			cmds[i] = sc.teach(ctx, on[i], args[i])
+			cmds[i] = calls[i].teach(ctx)
 			again = append(again, cmds[i])
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	goredis "github.com/redis/go-redis/v9"
 
@@ -16,7 +17,16 @@ const (
 	none       = -1
 	over       = -2
 	superseded = -3
+	// again: the script needs a key that was not declared, and has changed nothing.
+	again = -4
 )
+
+// undeclaredMost bounds how often a script is called again with a key that it
+// asked for. Once is enough, unless what names the key changes meanwhile.
+const undeclaredMost = 3
+
+// errUndeclared is what is left of a call whose keys changed each time.
+var errUndeclared = fmt.Errorf("%w: the keys of the call change too fast", storage.ErrUnavailable)
 
 func check(r reply, err error) error {
 	if err != nil {
@@ -73,7 +83,22 @@ func (s *Store) create(ctx context.Context, sh *shard, in *sessionv1.Session, re
 	if err != nil {
 		return nil, err
 	}
-	return s.run(ctx, s.scripts.create, sh, append([]any{in.GetId(), request, s.opts.MaxEvents, s.keep(), at.arg()}, fields...)...)
+	sc, prior := s.scripts.create, ""
+	for range undeclaredMost {
+		call := sc.declare(sh, in.GetId(), sc.required, 6+len(fields))
+		if request != "" {
+			call = call.and(sh.key(keyRequest, request))
+		}
+		if prior != "" {
+			call = call.and(sh.key(keyPrior, prior))
+		}
+		r, err := s.run(ctx, call.with(in.GetId(), prior, s.opts.MaxEvents, s.keep(), s.linger(), at.arg()).with(fields...))
+		if err != nil || r.num(0) != again {
+			return r, err
+		}
+		prior = r.text(1)
+	}
+	return nil, errUndeclared
 }
 
 // Get returns a session as of now.
@@ -145,8 +170,12 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 }
 
 func (s *Store) end(ctx context.Context, sh *shard, id, reason string, at asOf) (reply, error) {
-	r, err := s.run(ctx, s.scripts.end, sh, id, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents, at.arg())
+	r, err := s.run(ctx, s.ending(sh, id, reason, at, "1"))
 	return r, check(r, err)
+}
+
+func (s *Store) ending(sh *shard, id, reason string, at asOf, answer string) invocation {
+	return s.scripts.end.on(sh, id, id, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents, at.arg(), answer)
 }
 
 // Delete removes a session at once.
@@ -158,34 +187,61 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 	if sh == nil {
 		return storage.ErrNotFound
 	}
-	return check(s.run(ctx, s.scripts.remove, sh, s.removal(id, present)...))
+	return check(s.remove(ctx, sh, id, present))
 }
 
-func (s *Store) removal(id string, at asOf) []any {
-	return []any{id, at.arg(), s.opts.Retention.Milliseconds()}
-}
-
-// RevokeUser ends all live sessions of a user in a project, a bounded number
-// in each script.
-func (s *Store) RevokeUser(ctx context.Context, project, user string, except []string, reason string) (int, error) {
-	if err := s.usable(ctx); err != nil {
-		return 0, err
+// remove deletes a session; a second call declares the key of the request that
+// created it, which only the record names.
+func (s *Store) remove(ctx context.Context, sh *shard, id string, at asOf) (reply, error) {
+	sc, request := s.scripts.remove, ""
+	for range undeclaredMost {
+		call := sc.declare(sh, id, sc.required, 3)
+		if request != "" {
+			call = call.and(sh.key(keyRequest, request))
+		}
+		r, err := s.run(ctx, call.with(id, at.arg(), s.opts.Retention.Milliseconds()))
+		if err != nil || r.num(0) != again {
+			return r, err
+		}
+		request = r.text(1)
 	}
+	return nil, errUndeclared
+}
+
+// RevokeUser ends all live sessions of a user in a project: it finds a bounded
+// number of them in the index, and ends each by a script of its own.
+func (s *Store) RevokeUser(ctx context.Context, project, user string, except []string, reason string) (int, error) {
 	const batch = 200
 	sh := s.shards[storage.UserShard(project, user, len(s.shards))]
-	total, after := 0, ""
-	for {
-		args := []any{user + "\x00" + project + "\x00", after, batch, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents}
-		for _, id := range except {
-			args = append(args, id)
-		}
-		r, err := s.run(ctx, s.scripts.revoke, sh, args...)
-		if err != nil {
+	prefix := user + "\x00" + project + "\x00"
+	total := 0
+	var failed error
+	for after := ""; ; {
+		if err := s.usable(ctx); err != nil {
 			return total, err
 		}
-		total += int(r.num(0))
-		if after = r.text(1); after == "" {
-			return total, nil
+		members, err := s.lexRange(ctx, sh.byUser(), prefix, after, batch)
+		if err != nil || len(members) == 0 {
+			return total, errors.Join(failed, err)
+		}
+		after = members[len(members)-1]
+		var calls []invocation
+		for _, m := range members {
+			if id := storage.LastPart(m); !slices.Contains(except, id) {
+				calls = append(calls, s.ending(sh, id, reason, present, ""))
+			}
+		}
+		replies, errs := s.runAll(ctx, "end", calls)
+		for i, r := range replies {
+			switch {
+			case errs[i] != nil:
+				failed = errs[i] // the others end all the same
+			case r.num(0) == 1:
+				total++
+			}
+		}
+		if len(members) < batch {
+			return total, failed
 		}
 	}
 }

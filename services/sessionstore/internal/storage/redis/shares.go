@@ -108,31 +108,50 @@ func (r *reader) heartbeat(ctx context.Context) (int, error) {
 	return max(1, int(count.Val())), nil
 }
 
-// lease asks for shards and returns those that are held, with the group's
-// cursor on each.
+// lease asks for shards and returns those that are held, with the group's cursor
+// on each. Lease and cursor are two scripts of one key each, which work while a
+// slot moves; an older cursor than that at the time of the lease means that some
+// entries are delivered again. Of a shard that cannot be reached, the lease stays
+// as it was: not acquired, or held until it runs out.
 func (r *reader) lease(ctx context.Context, action string, shards []int) ([]int, []storage.Cursor, error) {
 	if len(shards) == 0 {
 		return nil, nil, nil
 	}
-	on, args := make([]*shard, len(shards)), make([][]any, len(shards))
-	for i, n := range shards {
-		on[i] = r.s.shards[n]
-		args[i] = []any{r.group, action, r.consumer, r.nonce, r.s.opts.LeaseTTL.Milliseconds()}
+	calls := make([]invocation, 0, 2*len(shards))
+	for _, n := range shards {
+		calls = append(calls, r.s.scripts.lease.on(r.s.shards[n], r.group, action, r.consumer, r.nonce, r.s.opts.LeaseTTL.Milliseconds()))
 	}
-	replies, errs := r.s.runAll(ctx, r.s.scripts.lease, on, args)
-	if err := errors.Join(errs...); err != nil {
+	if action != "release" {
+		for _, n := range shards {
+			calls = append(calls, r.s.scripts.join.on(r.s.shards[n], "", r.group))
+		}
+	}
+	replies, errs := r.s.runAll(ctx, "lease", calls)
+	if err := onlyAll(errs); err != nil {
 		return nil, nil, err
 	}
 	var held []int
 	var acked []storage.Cursor
-	for i, rep := range replies {
-		switch rep.num(0) {
-		case 1:
-			at, err := storage.ParseCursor("acked", rep.text(1))
-			if err != nil {
-				return nil, nil, err
+	for i, n := range shards {
+		if errs[i] != nil {
+			if action == "renew" {
+				held, acked = append(held, n), append(acked, storage.Cursor{})
 			}
-			held, acked = append(held, shards[i]), append(acked, at)
+			continue
+		}
+		switch replies[i].num(0) {
+		case 1:
+			var at storage.Cursor
+			if action == "acquire" {
+				if errs[len(shards)+i] != nil {
+					continue // the cursor is not known; the next round has the lease still
+				}
+				var err error
+				if at, err = storage.ParseCursor("acked", replies[len(shards)+i].text(1)); err != nil {
+					return nil, nil, err
+				}
+			}
+			held, acked = append(held, n), append(acked, at)
 		case none:
 			// The same consumer reads elsewhere now.
 			r.shut()

@@ -113,6 +113,7 @@ type Store struct {
 	policies policyCache
 	tail     *tail
 	holds    holds
+	scan     scan
 
 	// checked is what became of the check of what is in Redis; nil until it is
 	// made, by one caller for all who wait.
@@ -129,14 +130,6 @@ type Store struct {
 }
 
 var _ storage.Store = (*Store)(nil)
-
-type shard struct {
-	n int
-	p string
-	// route and prefix are the feed's key and p as arguments of scripts: a string
-	// takes memory each time it becomes one.
-	route, prefix any
-}
 
 // New connects, and checks that what is in Redis was made with the same number
 // of shards and key scheme. It fails with storage.ErrUnavailable when Redis
@@ -161,9 +154,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	_, s.untraced = opts.Tracer.(tracenoop.TracerProvider)
 	s.holds.written = map[string]written{}
 	for n := range opts.Shards {
-		sh := &shard{n: n, p: prefix(n)}
-		sh.route, sh.prefix = sh.feed(), sh.p
-		s.shards = append(s.shards, sh)
+		s.shards = append(s.shards, newShard(n))
 	}
 	err = s.check(ctx)
 	if opts.MayBeAway && errors.Is(err, storage.ErrUnavailable) {
@@ -178,7 +169,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 }
 
 func (s *Store) meta(ctx context.Context) (reply, error) {
-	return s.run(ctx, s.scripts.meta, s.shards[0], s.opts.Shards, format, rand.Text())
+	return s.run(ctx, s.scripts.meta.on(s.shards[0], "", s.opts.Shards, format, rand.Text()))
 }
 
 // checkEpoch notices that Redis has lost its data, or holds other data than
@@ -288,3 +279,9 @@ func (s *Store) shardOf(id string) *shard {
 func (s *Store) keep() int64 { return s.opts.keep() }
 
 func (o Options) keep() int64 { return (o.SettleMax + time.Hour).Milliseconds() }
+
+// linger is how long past its session's cap a request key stays: as long as the
+// session can, if it is expired, and its retention begins, as late as may be.
+func (s *Store) linger() int64 {
+	return 2*s.keep() + (s.opts.Retention + time.Hour).Milliseconds()
+}

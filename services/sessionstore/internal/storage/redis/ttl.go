@@ -2,7 +2,6 @@ package redis
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -21,41 +20,77 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 		return nil, err
 	}
 	out := make([]storage.ExtendResult, len(items))
-	var on []*shard
-	var args [][]any
-	var place []int
-	for i, a := range items {
-		sh := s.shardOf(a.SessionID)
-		if sh == nil {
-			out[i].Response = lifetime.Missing()
-			continue
-		}
-		on, args, place = append(on, sh), append(args, s.extendArgs(a, present)), append(place, i)
-	}
-	if len(args) == 1 {
+	if len(items) == 1 {
 		// The usual single call rides with those of other callers.
-		r, err := s.run(ctx, s.scripts.extend, on[0], args[0]...)
-		out[place[0]] = s.extended(r, err)
+		if sh := s.shardOf(items[0].SessionID); sh != nil {
+			out[0] = s.extended(s.extendOne(ctx, sh, items[0], present))
+		} else {
+			out[0].Response = lifetime.Missing()
+		}
 		return out, nil
 	}
-	replies, errs := s.runAll(ctx, s.scripts.extend, on, args)
+	// Activities of the same session are judged in their order, so each of them
+	// must be able to extend at once.
+	times := make(map[string]int, len(items))
+	for _, a := range items {
+		times[a.SessionID]++
+	}
+	var calls []invocation
+	var place []int
+	for i, a := range items {
+		if sh := s.shardOf(a.SessionID); sh != nil {
+			calls, place = append(calls, s.extension(sh, a, present, times[a.SessionID] > 1)), append(place, i)
+		} else {
+			out[i].Response = lifetime.Missing()
+		}
+	}
+	replies, errs := s.runAll(ctx, "extend", calls)
+	calls = calls[:0]
+	var extending []int
 	for j, i := range place {
+		if errs[j] == nil && replies[j].num(exOutcome) == again {
+			extending = append(extending, i)
+			calls = append(calls, s.extension(s.shardOf(items[i].SessionID), items[i], present, true))
+			continue
+		}
 		out[i] = s.extended(replies[j], errs[j])
+	}
+	if len(calls) > 0 {
+		replies, errs = s.runAll(ctx, "extend", calls)
+		for j, i := range extending {
+			out[i] = s.extended(replies[j], errs[j])
+		}
 	}
 	return out, nil
 }
 
-func (s *Store) extendArgs(a storage.Activity, as asOf) []any {
+// extendOne judges one activity. The first call declares the session alone, which
+// is all that most activities need, and works while the session's slot moves.
+func (s *Store) extendOne(ctx context.Context, sh *shard, a storage.Activity, as asOf) (reply, error) {
+	r, err := s.run(ctx, s.extension(sh, a, as, false))
+	if err == nil && r.num(exOutcome) == again {
+		return s.run(ctx, s.extension(sh, a, as, true))
+	}
+	return r, err
+}
+
+func (s *Store) extension(sh *shard, a storage.Activity, as asOf, extending bool) invocation {
+	sc := s.scripts.extend
+	declared := sc.required
+	if extending {
+		declared = len(sc.keys)
+	}
 	at := any("")
 	if !a.Time.IsZero() {
 		at = a.Time.UnixMilli()
 	}
 	counts, sum := a.Stands()
-	args := append(make([]any, 0, 7+2*len(counts)), a.SessionID, at, a.EventID, a.Kind, a.Traceparent, sum, as.arg())
+	call := sc.declare(sh, a.SessionID, declared, 7+2*len(counts)).
+		with(a.SessionID, at, a.EventID, a.Kind, a.Traceparent, sum, as.arg())
 	for kind, n := range counts {
-		args = append(args, kind, n)
+		call = call.with(kind, n)
 	}
-	return args
+	return call
 }
 
 // Places in the reply of extend.lua.
@@ -206,69 +241,4 @@ func decision(parts []string) (lifetime.Decision, error) {
 		At: n[0], Activity: n[1], Outcome: sessionv1.ExtendTTLResponse_Outcome(n[2]), Expire: n[3], Count: int32(n[4]),
 		Cause: n[5], After: n[6], Activities: n[7], Repeats: n[8], EventID: parts[9], Kind: parts[10],
 	}, nil
-}
-
-const (
-	// sweepBatch is how many sessions of a shard one script expires at most, and
-	// sweepShards how many shards are swept in one round trip. A server works a
-	// round trip off in one go, and everybody else waits for it: some 13 ms at
-	// 50 µs for a session, and for as many replicas as sweep at a time, all of
-	// which must stay well below --redis-timeout, also on a slow machine.
-	sweepBatch  = 16
-	sweepShards = 16
-	// keepFeed is how long after settle_max an entry is dropped even though a
-	// group has not acknowledged it, in milliseconds.
-	keepFeed = 3600_000
-	// keepUngrouped is how many entries a shard keeps while no group reads it.
-	keepUngrouped = 1000
-)
-
-// Sweep does what is due on every shard. Shards with more to do than one script
-// may are swept again, after the others.
-func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
-	var sum storage.SweepResult
-	if err := s.usable(ctx); err != nil {
-		return sum, err
-	}
-	all := []error{s.checkEpoch(ctx)}
-	// In a cluster, the node that was asked may be the only one that is away.
-	if all[0] != nil && !s.conn.cluster {
-		return sum, all[0]
-	}
-	args := []any{
-		sweepBatch, s.opts.SettleMax.Milliseconds(), s.opts.Retention.Milliseconds(), s.opts.MaxEvents,
-		s.opts.SettleMax.Milliseconds() + keepFeed, keepUngrouped, storage.ActivityGroup,
-	}
-	held, swept := map[*shard]int{}, 0
-	for left := slices.Clone(s.shards); len(left) > 0; {
-		some := left[:min(sweepShards, len(left))]
-		left = left[len(some):]
-		lists := make([][]any, len(some))
-		for i := range lists {
-			lists[i] = args
-		}
-		replies, errs := s.runAll(ctx, s.scripts.sweep, some, lists)
-		for i, r := range replies {
-			if errs[i] != nil {
-				all = append(all, errs[i])
-				continue
-			}
-			swept++
-			sum.Warned += int(r.num(0))
-			sum.Expired += int(r.num(1))
-			sum.Purged += int(r.num(2))
-			sum.Trimmed += int(r.num(3))
-			held[some[i]] = int(r.num(4))
-			if r.num(5) >= sweepBatch {
-				left = append(left, some[i])
-			}
-		}
-	}
-	for _, n := range held {
-		sum.Held += n
-	}
-	if len(all) > 3 {
-		all = all[:3] // the same failure, once for each shard
-	}
-	return sum, partly(errors.Join(all...), swept)
 }

@@ -53,18 +53,18 @@ func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update, at a
 	if err != nil {
 		return nil, err
 	}
-	args := []any{id, old.GetRevision(), u.WriteID, storage.MaxWriteIDs, at.arg(), "lab", lab}
+	call := s.scripts.update.on(s.shardOf(id), id, old.GetRevision(), u.WriteID, storage.MaxWriteIDs, at.arg(), "lab", lab)
 	switch {
 	case u.SetData && u.Data == nil:
-		args = append(args, "-", "data")
+		call = call.with("-", "data")
 	case u.SetData:
 		data, err := proto.Marshal(u.Data)
 		if err != nil {
 			return nil, err
 		}
-		args = append(args, "data", data)
+		call = call.with("data", data)
 	}
-	r, err := s.run(ctx, s.scripts.update, s.shardOf(id), args...)
+	r, err := s.run(ctx, call)
 	if err := check(r, err); err != nil {
 		return nil, err
 	}

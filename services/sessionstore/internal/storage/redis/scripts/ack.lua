@@ -1,15 +1,6 @@
--- ARGV: prefix, group, cursor. Moves the group's cursor forward, never back.
-local old = redis.call('HGET', P .. 'groups', ARGV[2])
+-- KEYS: groups
+-- ARGV: group, cursor. Moves the group's cursor forward, never back.
+local old = redis.call('HGET', GROUPS, ARGV[1])
 if not old then return {-1} end
-local am, as = string.match(old, '^(%d+)-(%d+)$')
-local bm, bs = string.match(ARGV[3], '^(%d+)-(%d+)$')
-local forward
-if tonumber(am) ~= tonumber(bm) then
-  forward = tonumber(am) < tonumber(bm)
-elseif #as ~= #bs then
-  forward = #as < #bs
-else
-  forward = as < bs
-end
-if forward then redis.call('HSET', P .. 'groups', ARGV[2], ARGV[3]) end
+if less(old, ARGV[2]) then redis.call('HSET', GROUPS, ARGV[1], ARGV[2]) end
 return {0}

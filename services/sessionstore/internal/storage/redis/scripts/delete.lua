@@ -1,10 +1,14 @@
--- ARGV: prefix, id, as of, how long (ms) a replayed write must not bring it back.
--- Returns {0}, or {-1} for none.
-local id, asof = ARGV[2], as_of(ARGV[3])
-local there = redis.call('EXISTS', key('session', id)) == 1
+-- KEYS: session events ids gone deadlines warnings retired by-user by-project feed [request]
+-- ARGV: id, as of, how long (ms) a replayed write must not bring it back.
+-- Returns {0}, {-1} for none, or {AGAIN, request key} where it has one that was
+-- not declared.
+local id, asof = ARGV[1], as_of(ARGV[2])
+local there = redis.call('EXISTS', SESSION) == 1
 if not there and not asof then return {-1} end
-redis.call('SET', key('gone', id), '', 'PX', ARGV[4])
+local request = undeclared_request()
+if request then return {AGAIN, request} end
+redis.call('SET', GONE, '', 'PX', ARGV[3])
 if not there then return {0} end
 remove(id)
-redis.call('XADD', P .. 'feed', '*', 's', id, 'L', 'session:deleted', 'n', int(asof or now_ms()))
+redis.call('XADD', FEED, '*', 's', id, 'L', 'session:deleted', 'n', int(asof or now_ms()))
 return {0}

@@ -1,21 +1,22 @@
--- ARGV: prefix, id, activity time ('' for now), event id, kind, traceparent,
--- activities it stands for, as of, then kinds and how many activities of each.
+-- KEYS: session [events ids deadlines warnings feed]
+-- ARGV: id, activity time ('' for now), event id, kind, traceparent, activities
+-- it stands for, as of, then kinds and how many activities of each.
 -- The rules are those of lifetime.Extend and lifetime.History; each is tested
 -- against its reference. Returns {-1} for none, else {outcome, now, activity,
 -- state, policy, create, before: exp, ext, act, cause, after: act}, and where
--- the session was extended {..., after: exp, ext, cause}.
+-- the session was extended {..., after: exp, ext, cause}. Only an extension
+-- needs more than the session: without the other keys it returns {AGAIN}.
 --
 -- Nearly every report is of activity that changes no deadline and follows one
 -- like it. That takes one read and one write, and none of the lib.
-local id, event, kind = ARGV[2], ARGV[4], ARGV[5]
-local s = ARGV[1] .. 'session:' .. id
-local v = redis.call('HMGET', s, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'pol', 'last', 'kind', 'below', 'strategy')
+local id, event, kind = ARGV[1], ARGV[3], ARGV[4]
+local v = redis.call('HMGET', SESSION, 'st', 'exp', 'ext', 'act', 'cause', 'crt', 'pol', 'last', 'kind', 'below', 'strategy')
 if not v[1] then return {-1} end
-local asof = ARGV[8] ~= '' and tonumber(string.match(ARGV[8], '^%d+'))
+local asof = ARGV[7] ~= '' and tonumber(string.match(ARGV[7], '^%d+'))
 local time = redis.call('TIME')
 local now = asof or time[1] * 1000 + math.floor(time[2] / 1000)
 local at = now
-if ARGV[3] ~= '' then at = math.min(tonumber(ARGV[3]), now) end
+if ARGV[2] ~= '' then at = math.min(tonumber(ARGV[2]), now) end
 local exp, ext, act, cause, below, strat = tonumber(v[2]), tonumber(v[3]), tonumber(v[4]), tonumber(v[5]), tonumber(v[10]), v[11]
 local act2, causes, forgot, step, cap = act, '', 0, nil, nil
 local EXTENDED, NOT_NEEDED, CAPPED, TOO_LATE, TOO_SOON, ENDED = 1, 2, 3, 4, 5, 6
@@ -33,12 +34,12 @@ else
     if cause ~= 0 then
       if at <= cause then
         outcome = NOT_NEEDED
-      elseif at - cause < tonumber(redis.call('HGET', s, 'minint')) then
+      elseif at - cause < tonumber(redis.call('HGET', SESSION, 'minint')) then
         outcome = TOO_SOON
       end
     end
   elseif strat == '3' then
-    local c = redis.call('HMGET', s, 'causes', 'forgot')
+    local c = redis.call('HMGET', SESSION, 'causes', 'forgot')
     causes, forgot = c[1] or '', tonumber(c[2] or '0')
     if event == '' then
       if at <= cause then outcome = NOT_NEEDED end
@@ -49,13 +50,15 @@ else
     outcome = NOT_NEEDED
   end
   if not outcome then
-    local t = redis.call('HMGET', s, 'step', 'max', 'cap')
+    local t = redis.call('HMGET', SESSION, 'step', 'max', 'cap')
     step, cap = tonumber(t[1]), tonumber(t[3])
     outcome = (ext >= tonumber(t[2]) or exp >= cap) and CAPPED or EXTENDED
   end
 end
 
-local n = tonumber(ARGV[7])
+if outcome == EXTENDED and not EVENTS then return {-4} end
+
+local n = tonumber(ARGV[6])
 local reply = {outcome, now, at, v[1], v[7], v[6], v[2], v[3], v[4], v[5], act2}
 
 -- The last decision has a field of its own: outcome, activities, reports, how
@@ -68,23 +71,23 @@ local judged = outcome ~= TOO_LATE and outcome ~= ENDED
 -- Numbers up to this are spelled out when they are concatenated.
 local PLAIN = 1e14
 if outcome1 and not asof and outcome ~= EXTENDED and judged and tonumber(outcome1) == outcome and kind1 == kind
-  and (#ARGV == 8 or #ARGV == 10 and ARGV[9] == kind) and (event == '' or event ~= event1) and n1 + n < PLAIN and now < PLAIN then
+  and (#ARGV == 7 or #ARGV == 9 and ARGV[8] == kind) and (event == '' or event ~= event1) and n1 + n < PLAIN and now < PLAIN then
   local when = now .. ''
   local act_at = at == now and when or at .. ''
-  if #ARGV == 8 then done1 = done1 + n end -- counts for no kind
+  if #ARGV == 7 then done1 = done1 + n end -- counts for no kind
   local line = outcome1 .. ' ' .. n1 + n .. ' ' .. times1 + 1 .. ' ' .. done1 .. ' ' .. act_at .. ' ' .. event .. ' ' .. kind .. ' '
     .. when .. ' ' .. v[2] .. ' ' .. v[3] .. ' ' .. v[5] .. ' ' .. v[2]
   if at > act then
-    redis.call('HSET', s, 'last', line, 'act', act_at)
+    redis.call('HSET', SESSION, 'last', line, 'act', act_at)
   else
-    redis.call('HSET', s, 'last', line)
+    redis.call('HSET', SESSION, 'last', line)
   end
-  if v[9] ~= kind and (at >= act or (v[9] or '') == '') then redis.call('HSET', s, 'kind', kind) end
+  if v[9] ~= kind and (at >= act or (v[9] or '') == '') then redis.call('HSET', SESSION, 'kind', kind) end
   return reply
 end
 
 --@lib
-as_of(ARGV[8])
+as_of(ARGV[7])
 local exp2, ext2, cause2 = exp, ext, cause
 if outcome == EXTENDED then
   exp2, ext2, cause2 = math.min(exp + step, cap), ext + 1, math.max(cause, at)
@@ -117,7 +120,7 @@ end
 -- activities, reports, event id, kind.
 local function remember()
   if outcome1 and event ~= '' and event1 == event and at1 == int(at) then return end
-  local h = redis.call('HMGET', s, 'dec', 'kinds')
+  local h = redis.call('HMGET', SESSION, 'dec', 'kinds')
   local dec, kinds = h[1] or '', h[2] or ';'
   local line = ''
   if outcome1 then
@@ -146,7 +149,7 @@ local function remember()
   if outcome1 and done1 ~= n1 then kinds = count(kinds, kind1, n1 - done1) end
   if judged then
     if at >= act or (v[9] or '') == '' then set('kind', kind) end
-    for i = 9, #ARGV, 2 do kinds = count(kinds, ARGV[i], tonumber(ARGV[i + 1])) end
+    for i = 8, #ARGV, 2 do kinds = count(kinds, ARGV[i], tonumber(ARGV[i + 1])) end
   end
   if kinds ~= before then set('kinds', kinds) end
 end
@@ -154,7 +157,7 @@ remember()
 
 if outcome ~= EXTENDED then
   if act2 ~= act then set('act', int(act2)) end
-  if #changes > 0 then redis.call('HSET', s, unpack(changes)) end
+  if #changes > 0 then redis.call('HSET', SESSION, unpack(changes)) end
   return reply
 end
 
@@ -169,13 +172,13 @@ if strat == '3' then
   set('causes', causes)
   set('forgot', int(forgot))
 end
-redis.call('HSET', s, 'exp', int(exp2), 'ext', int(ext2), 'act', int(act2), 'cause', int(cause2), unpack(changes))
-redis.call('HINCRBY', s, 'rev', 1)
-redis.call('ZADD', P .. 'deadlines', int(exp2), id)
-redis.call('ZADD', P .. 'warnings', int(exp2 - below), id)
-local max = redis.call('HGET', s, 'max')
+redis.call('HSET', SESSION, 'exp', int(exp2), 'ext', int(ext2), 'act', int(act2), 'cause', int(cause2), unpack(changes))
+redis.call('HINCRBY', SESSION, 'rev', 1)
+redis.call('ZADD', DEADLINES, int(exp2), id)
+redis.call('ZADD', WARNINGS, int(exp2 - below), id)
+local max = redis.call('HGET', SESSION, 'max')
 lifecycle(id, 'session:extended', now, MAX_EVENTS, {
-  'x', int(exp2), 'c', int(ext2), 'b', v[2], 'm', max, 'a', int(at), 'k', kind, 'i', event, 'p', ARGV[6]}, asof)
-keep_until(id, (asof and math.max(exp2, now_ms()) or exp2) + KEEP)
+  'x', int(exp2), 'c', int(ext2), 'b', v[2], 'm', max, 'a', int(at), 'k', kind, 'i', event, 'p', ARGV[5]}, asof)
+keep_until((asof and math.max(exp2, now_ms()) or exp2) + KEEP)
 reply[12], reply[13], reply[14] = exp2, ext2, cause2
 return reply

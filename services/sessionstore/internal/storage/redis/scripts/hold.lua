@@ -1,7 +1,8 @@
--- ARGV: prefix, holder, from when on sweeps are held ('' to give it up).
-if ARGV[3] == '' then
-  redis.call('HDEL', P .. 'holds', ARGV[2])
+-- KEYS: holds
+-- ARGV: holder, the time in ms from which on sweeps are held ('' to release it).
+if ARGV[2] == '' then
+  redis.call('HDEL', HOLDS, ARGV[1])
 else
-  redis.call('HSET', P .. 'holds', ARGV[2], ARGV[3])
+  redis.call('HSET', HOLDS, ARGV[1], ARGV[2])
 end
 return {0}

@@ -1,3 +1,7 @@
--- ARGV: prefix, group. A new group starts at the oldest entry kept.
-redis.call('HSETNX', P .. 'groups', ARGV[2], '0-0')
-return {0}
+-- KEYS: groups
+-- ARGV: group. Registers the group where it is new, or where a server has lost
+-- it with its data: it then starts at the oldest entry kept, since the sweeper
+-- must wait for it, and an entry twice is harmless.
+-- Returns {0, the cursor that the group has acknowledged}.
+redis.call('HSETNX', GROUPS, ARGV[1], '0-0')
+return {0, redis.call('HGET', GROUPS, ARGV[1])}

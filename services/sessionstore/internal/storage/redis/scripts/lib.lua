@@ -1,28 +1,30 @@
--- Shared by every script. KEYS[1] routes; ARGV[1] is the shard's prefix.
-local P = ARGV[1]
+-- Shared by every script. A script touches only the keys that it declares: they
+-- are in SESSION, EVENTS, FEED and so on, as the KEYS line at its beginning
+-- names them (keys.go), nil where the caller did not declare an optional one.
 
-local function key(kind, id) return P .. kind .. ':' .. id end
+-- Verdict of a script that needs a key which the caller did not declare: it has
+-- changed nothing, and returns what names the key.
+local AGAIN = -4
 
 local function now_ms()
   local t = redis.call('TIME')
   return tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 end
 
--- Numbers are doubles; this never spells one in scientific notation.
+-- Numbers are doubles; this never formats one in scientific notation.
 local function int(n) return string.format('%.0f', n) end
 
--- A session as the store reads it, for scripts that answer with it: read by
--- itself, it might have been changed or deleted by then. FIELDS comes from
--- record.go.
-local function record(id) return redis.call('HMGET', key('session', id), unpack(FIELDS)) end
+-- The session as the store reads it, for scripts that return it: read by itself,
+-- it might have been changed or deleted by then. FIELDS comes from record.go.
+local function record() return redis.call('HMGET', SESSION, unpack(FIELDS)) end
 
 -- A script that replays a write gets the time when it was accepted, and the
--- cursor that the caller was told for its lifecycle event; '' is now.
-local told = ''
+-- cursor that was acknowledged for its lifecycle event; '' is now.
+local acknowledged = ''
 local function as_of(arg)
   if arg == '' then return end
   local ms, cursor = string.match(arg, '^(%d+) ?(.*)$')
-  told = cursor
+  acknowledged = cursor
   return tonumber(ms)
 end
 
@@ -35,9 +37,9 @@ local function less(a, b)
   return as < bs
 end
 
--- The last id of a log.
-local function last_of(log)
-  local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+-- The last id of the session's log.
+local function last_id()
+  local last = redis.call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 1)[1]
   return last and last[1] or '0-0'
 end
 
@@ -61,94 +63,91 @@ local function chunked(command, k, args, n)
   return out
 end
 
--- Keeps the newest `most` events of a log. What is dropped can no longer be
--- told apart from a new event with the same id, so its id goes too.
-local function trim(id, most)
-  local log, ids = key('events', id), key('ids', id)
-  local over = redis.call('XLEN', log) - most
+-- Keeps the newest `most` events of the log. An event that is dropped can no
+-- longer be told apart from a new one with the same id, so its id goes too.
+local function trim(most)
+  local over = redis.call('XLEN', EVENTS) - most
   if over <= 0 then return end
   local last
   local names, places, gone = {}, {}, {}
-  for _, entry in ipairs(redis.call('XRANGE', log, '-', '+', 'COUNT', over)) do
+  for _, entry in ipairs(redis.call('XRANGE', EVENTS, '-', '+', 'COUNT', over)) do
     last = entry[1]
     local f = entry[2]
     if f[1] == 'i' then
       names[#names + 1], places[#places + 1] = f[2], last
     end
   end
-  for i, at in ipairs(chunked('HMGET', ids, names, 1)) do
+  for i, at in ipairs(chunked('HMGET', IDS, names, 1)) do
     if at == places[i] then gone[#gone + 1] = names[i] end
   end
-  chunked('HDEL', ids, gone, 1)
-  redis.call('XTRIM', log, 'MAXLEN', '=', int(most))
-  redis.call('HSET', key('session', id), 'trim', last)
+  chunked('HDEL', IDS, gone, 1)
+  redis.call('XTRIM', EVENTS, 'MAXLEN', '=', int(most))
+  redis.call('HSET', SESSION, 'trim', last)
 end
 
 -- Appends one of the store's own events to the log and to the feed, as raw
--- numbers: fields is a flat list of names and values. One that is replayed has
--- its place in the log as of then; in the feed it comes last, as they all do.
+-- numbers: fields is a flat list of names and values. A replayed one has its
+-- place in the log as of then; in the feed it comes last, as they all do.
 local function lifecycle(id, kind, at, most, fields, replayed)
-  local log, place = key('events', id), '*'
-  if replayed then place = follow(last_of(log), told ~= '' and told or int(at) .. '-0') end
-  redis.call('XADD', log, place, 'L', kind, 'n', int(at), unpack(fields))
-  redis.call('XADD', P .. 'feed', '*', 's', id, 'L', kind, 'n', int(at), unpack(fields))
-  trim(id, most)
+  local place = '*'
+  if replayed then place = follow(last_id(), acknowledged ~= '' and acknowledged or int(at) .. '-0') end
+  redis.call('XADD', EVENTS, place, 'L', kind, 'n', int(at), unpack(fields))
+  redis.call('XADD', FEED, '*', 's', id, 'L', kind, 'n', int(at), unpack(fields))
+  trim(most)
 end
 
--- The safety net: keys vanish by themselves long after the sweeper should have
--- removed them.
-local function keep_until(id, at)
-  for _, kind in ipairs({'session', 'events', 'ids'}) do
-    redis.call('PEXPIREAT', key(kind, id), int(at))
-  end
-  -- A request is answered with its session for as long as that is there.
-  local request = redis.call('HGET', key('session', id), 'req')
-  if request and request ~= '' and redis.call('GET', P .. 'request:' .. request) == id then
-    redis.call('PEXPIREAT', P .. 'request:' .. request, int(at))
-  end
+-- The safety net: the keys expire by themselves long after the sweeper should
+-- have removed them.
+local function keep_until(at)
+  for _, k in ipairs({SESSION, EVENTS, IDS}) do redis.call('PEXPIREAT', k, int(at)) end
 end
 
+-- Removes the session from every index that its caller declares.
 local function delist(id)
-  local m = redis.call('HMGET', key('session', id), 'um', 'pm')
-  redis.call('ZREM', P .. 'deadlines', id)
-  redis.call('ZREM', P .. 'warnings', id)
-  redis.call('ZREM', P .. 'retired', id)
-  if m[1] then redis.call('ZREM', P .. 'by-user', m[1]) end
-  if m[2] then redis.call('ZREM', P .. 'by-project', m[2]) end
+  local m = redis.call('HMGET', SESSION, 'um', 'pm')
+  redis.call('ZREM', DEADLINES, id)
+  redis.call('ZREM', WARNINGS, id)
+  redis.call('ZREM', RETIRED, id)
+  if m[1] then redis.call('ZREM', BY_USER, m[1]) end
+  if m[2] then redis.call('ZREM', BY_PROJECT, m[2]) end
 end
 
--- Takes a session out of the live indexes, puts it under retention and appends
+-- Moves the session from the live indexes to retention and appends
 -- session:ended (state 1) or session:expired (state 2). It ends at the time
 -- asof where that is given; retention begins now, however long ago that was.
 local function retire(id, state, reason, now, retention, most, asof)
   local at = asof or now
-  local s = key('session', id)
-  local v = redis.call('HMGET', s, 'exp', 'ext')
+  local v = redis.call('HMGET', SESSION, 'exp', 'ext')
   delist(id)
-  redis.call('HSET', s, 'st', state, 'end', int(at), 'upd', int(at), 'why', reason, 'purge', int(now + retention))
-  redis.call('HINCRBY', s, 'rev', 1)
-  redis.call('ZADD', P .. 'retired', int(now + retention), id)
+  redis.call('HSET', SESSION, 'st', state, 'end', int(at), 'upd', int(at), 'why', reason, 'purge', int(now + retention))
+  redis.call('HINCRBY', SESSION, 'rev', 1)
+  redis.call('ZADD', RETIRED, int(now + retention), id)
   if state == '1' then
     lifecycle(id, 'session:ended', at, most, {'x', v[1], 'r', reason}, asof)
   else
     lifecycle(id, 'session:expired', at, most, {'x', v[1], 'c', v[2]}, asof)
   end
-  keep_until(id, now + retention + 3600000)
+  keep_until(now + retention + 3600000)
 end
 
--- Removes every key and index entry of a session.
+-- The key of the request that created the session, where it has one that its
+-- caller did not declare.
+local function undeclared_request()
+  local request = redis.call('HGET', SESSION, 'req')
+  if request and request ~= '' and not REQUEST then return request end
+end
+
+-- Removes every key and index entry of the session.
 local function remove(id)
-  local request = redis.call('HGET', key('session', id), 'req')
   delist(id)
-  if request and request ~= '' and redis.call('GET', P .. 'request:' .. request) == id then
-    redis.call('DEL', P .. 'request:' .. request)
-  end
-  redis.call('DEL', key('session', id), key('events', id), key('ids', id))
+  if REQUEST and redis.call('GET', REQUEST) == id then redis.call('DEL', REQUEST) end
+  redis.call('DEL', SESSION, EVENTS, IDS)
 end
 
--- A session that could still change at a time: 0, or -1 (none), or -2 (over).
-local function live(id, at)
-  local v = redis.call('HMGET', key('session', id), 'st', 'exp')
+-- Whether the session could still change at a time: 0, or -1 (there is none), or
+-- -2 (it is over).
+local function live(at)
+  local v = redis.call('HMGET', SESSION, 'st', 'exp')
   if not v[1] then return -1 end
   if v[1] ~= '0' or at >= tonumber(v[2]) then return -2 end
   return 0

@@ -1,0 +1,341 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+)
+
+const (
+	// scanPage is how many keys a server looks at for one page of a repair.
+	scanPage = 500
+	// repairRetries is how often a full repair comes back to sessions whose slot
+	// was on the move, and repairPause the wait before it does, in multiples of
+	// the timeout.
+	repairRetries = 20
+	repairPause   = 4
+	// skippedMost bounds how many of them are remembered.
+	skippedMost = 100_000
+)
+
+// scan is where the repairs with a budget have come to: a place in the keys of
+// each server.
+type scan struct {
+	mu sync.Mutex
+	at map[string]uint64
+}
+
+// Repair makes the indexes agree with the records of the sessions.
+func (s *Store) Repair(ctx context.Context, q storage.RepairQuery) (storage.RepairResult, error) {
+	r := repair{s: s, q: q}
+	if err := s.usable(ctx); err != nil {
+		return r.sum, err
+	}
+	servers, err := s.conn.read.servers(ctx)
+	if err != nil {
+		return r.sum, failure(err)
+	}
+	if q.Budget > 0 {
+		return r.sum, r.continueScan(ctx, servers)
+	}
+	for _, node := range servers {
+		n, err := node.DBSize(ctx).Result()
+		if err != nil {
+			return r.sum, failure(err)
+		}
+		r.sum.Total += n
+	}
+	for _, node := range servers {
+		if _, err := r.scanServer(ctx, node, 0); err != nil {
+			return r.sum, err
+		}
+	}
+	if err := errors.Join(r.retrySkipped(ctx), r.dropAllOrphans(ctx)); err != nil {
+		return r.sum, err
+	}
+	r.sum.Done = true
+	if _, err := s.run(ctx, s.scripts.raiseFormat.on(s.shards[0], "", format)); err != nil {
+		return r.sum, err
+	}
+	return r.sum, nil
+}
+
+// servers returns a client for the server, or for each master of a cluster in the
+// order of their addresses.
+func (l *lane) servers(ctx context.Context) ([]*goredis.Client, error) {
+	if single, ok := l.client.(*goredis.Client); ok {
+		return []*goredis.Client{single}, nil
+	}
+	var mu sync.Mutex
+	var out []*goredis.Client
+	cluster, ok := l.client.(*goredis.ClusterClient)
+	if !ok {
+		return nil, fmt.Errorf("unexpected client %T", l.client)
+	}
+	err := cluster.ForEachMaster(ctx, func(_ context.Context, node *goredis.Client) error {
+		mu.Lock()
+		defer mu.Unlock()
+		out = append(out, node)
+		return nil
+	})
+	slices.SortFunc(out, func(a, b *goredis.Client) int { return strings.Compare(a.Options().Addr, b.Options().Addr) })
+	return out, err
+}
+
+// repair is one call of Repair.
+type repair struct {
+	s       *Store
+	q       storage.RepairQuery
+	sum     storage.RepairResult
+	skipped []string // ids of sessions whose slot was on the move
+}
+
+// continueScan looks at so many keys as the budget says, from where the call
+// before has ended, and shares them out among the servers.
+func (r *repair) continueScan(ctx context.Context, servers []*goredis.Client) error {
+	at := &r.s.scan
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	next := map[string]uint64{} // without servers that have left
+	var failed error
+	for _, node := range servers {
+		addr := node.Options().Addr
+		cursor, err := r.scanServer(ctx, node, at.at[addr])
+		next[addr] = cursor
+		failed = errors.Join(failed, err)
+	}
+	at.at = next
+	return failed
+}
+
+// scanServer looks at the sessions of one server, from a place in its keys on, to
+// their end or that of the budget. It returns where it has come to, 0 for the end.
+func (r *repair) scanServer(ctx context.Context, node *goredis.Client, cursor uint64) (uint64, error) {
+	for looked := 0; ; {
+		if err := r.s.usable(ctx); err != nil {
+			return cursor, err
+		}
+		begin := r.s.opts.Clock()
+		keys, next, err := node.Scan(ctx, cursor, sessionKeys, scanPage).Result()
+		if err != nil {
+			return cursor, failure(err)
+		}
+		ids := make([]string, len(keys))
+		for i, k := range keys {
+			ids[i] = k[strings.LastIndexByte(k, ':')+1:]
+		}
+		if err := r.reindex(ctx, ids); err != nil {
+			return cursor, err
+		}
+		cursor, looked = next, looked+scanPage
+		r.sum.Keys += scanPage
+		r.report()
+		if cursor == 0 || r.q.Budget > 0 && looked >= r.q.Budget {
+			return cursor, nil
+		}
+		if r.q.Budget > 0 {
+			if err := r.s.pause(ctx, censusShare*r.s.opts.Clock().Sub(begin)); err != nil {
+				return cursor, err
+			}
+		}
+	}
+}
+
+func (r *repair) report() {
+	if r.q.Report != nil {
+		r.q.Report(r.sum)
+	}
+}
+
+// reindex makes the indexes agree with the records of some sessions, and remembers
+// those whose slot is on the move.
+func (r *repair) reindex(ctx context.Context, ids []string) error {
+	requests := make([]*goredis.StringCmd, 0, len(ids))
+	shards := make([]*shard, 0, len(ids))
+	ids = slices.DeleteFunc(ids, func(id string) bool { return r.s.shardOf(id) == nil }) // not a session of ours
+	for _, id := range ids {
+		sh := r.s.shardOf(id)
+		shards = append(shards, sh)
+		requests = append(requests, goredis.NewStringCmd(ctx, "hget", sh.session(id), "req"))
+	}
+	if err := r.s.conn.read.pipeline(ctx, asCmders(requests)...); err != nil {
+		return err
+	}
+	sc := r.s.scripts.reindex
+	calls := make([]invocation, len(ids))
+	for i, id := range ids {
+		calls[i] = sc.declare(shards[i], id, sc.required, 4)
+		if request := requests[i].Val(); request != "" {
+			calls[i] = calls[i].and(shards[i].key(keyRequest, request))
+		}
+		calls[i] = calls[i].with(id, r.s.keep(), r.s.opts.Retention.Milliseconds(), r.s.linger())
+	}
+	replies, errs := r.s.runAll(ctx, "reindex", calls)
+	for i, id := range ids {
+		switch err := errs[i]; {
+		case errors.Is(err, storage.ErrUnavailable) && len(r.skipped) < skippedMost:
+			r.skipped = append(r.skipped, id)
+			r.sum.Skipped = int64(len(r.skipped))
+		case err != nil:
+			return err
+		case replies[i].num(0) == none:
+			// Gone since it was found.
+		default:
+			r.sum.Sessions++
+			r.sum.Restored += replies[i].num(0)
+		}
+	}
+	return nil
+}
+
+// retrySkipped comes back to sessions whose slot was on the move, until it has
+// arrived.
+func (r *repair) retrySkipped(ctx context.Context) error {
+	for range repairRetries {
+		if len(r.skipped) == 0 {
+			return nil
+		}
+		if err := r.s.pause(ctx, repairPause*r.s.opts.Timeout); err != nil {
+			return err
+		}
+		again := r.skipped
+		r.skipped, r.sum.Skipped = nil, 0
+		for some := range slices.Chunk(again, scanPage) {
+			if err := r.reindex(ctx, slices.Clone(some)); err != nil {
+				return err
+			}
+		}
+		r.report()
+	}
+	if n := len(r.skipped); n > 0 {
+		return fmt.Errorf("%w: %w: %d sessions cannot be looked at while their slots move", storage.ErrUnavailable, storage.ErrPartly, n)
+	}
+	return nil
+}
+
+func (r *repair) dropAllOrphans(ctx context.Context) error {
+	for _, sh := range r.s.shards {
+		n, err := r.s.dropOrphans(ctx, sh)
+		r.sum.Dropped += int64(n)
+		if err != nil {
+			return err
+		}
+		r.report()
+	}
+	return nil
+}
+
+// orphan is an entry of an index that may have no session behind it.
+type orphan struct {
+	id, byUser, byProject string
+}
+
+// dropOrphans takes the entries out of a shard's indexes that no session is behind:
+// those of sessions that nobody swept until the safety net took their keys. It
+// returns how many they were.
+func (s *Store) dropOrphans(ctx context.Context, sh *shard) (int, error) {
+	total := 0
+	for _, index := range []keyKind{keyByProject, keyByUser, keyDeadlines, keyWarnings, keyRetired} {
+		after := ""
+		for {
+			if err := s.usable(ctx); err != nil {
+				return total, err
+			}
+			members, last, err := s.indexPage(ctx, sh, index, after)
+			if err != nil {
+				return total, err
+			}
+			n, err := s.dropThose(ctx, sh, index, members)
+			total += n
+			if err != nil {
+				return total, err
+			}
+			if last == "" {
+				break
+			}
+			after = last
+		}
+	}
+	return total, nil
+}
+
+// indexPage reads a page of an index, and the place of the next; '' for the last.
+// Indexes with scores are read by a cursor of their own: an entry that is there
+// all the time is read.
+func (s *Store) indexPage(ctx context.Context, sh *shard, index keyKind, after string) (members []string, next string, err error) {
+	if index == keyByProject || index == keyByUser {
+		members, err = s.lexRange(ctx, sh.own(index), "", after, scanPage)
+		if len(members) == scanPage {
+			next = members[len(members)-1]
+		}
+		return members, next, err
+	}
+	if after == "" {
+		after = "0"
+	}
+	cmd := goredis.NewScanCmd(ctx, nil, "zscan", sh.own(index), after, "count", scanPage)
+	if err := failure(s.conn.read.do(ctx, cmd)); err != nil {
+		return nil, "", err
+	}
+	pairs, cursor := cmd.Val()
+	for i := 0; i < len(pairs); i += 2 {
+		members = append(members, pairs[i])
+	}
+	if cursor != 0 {
+		next = fmt.Sprint(cursor)
+	}
+	return members, next, nil
+}
+
+// dropThose takes those members of an index out of all indexes that no session is
+// behind.
+func (s *Store) dropThose(ctx context.Context, sh *shard, index keyKind, members []string) (int, error) {
+	records := make([]*goredis.IntCmd, len(members))
+	for i, m := range members {
+		records[i] = goredis.NewIntCmd(ctx, "exists", sh.session(storage.LastPart(m)))
+	}
+	if err := s.conn.read.pipeline(ctx, asCmders(records)...); err != nil {
+		return 0, err
+	}
+	var calls []invocation
+	for i, m := range members {
+		if err := failure(records[i].Err()); err != nil {
+			return 0, err
+		}
+		if records[i].Val() == 0 {
+			o := newOrphan(index, m)
+			calls = append(calls, s.scripts.forget.on(sh, o.id, o.id, o.byUser, o.byProject))
+		}
+	}
+	replies, errs := s.runAll(ctx, "forget", calls)
+	total := 0
+	for i, r := range replies {
+		if errs[i] != nil {
+			return total, errs[i]
+		}
+		total += int(r.num(0))
+	}
+	return total, nil
+}
+
+// newOrphan names the entries that a session has in the other indexes, as far as
+// its member of one of them tells.
+func newOrphan(index keyKind, member string) orphan {
+	o := orphan{id: storage.LastPart(member)}
+	parts := strings.SplitN(member, "\x00", 3)
+	if len(parts) != 3 {
+		return o
+	}
+	o.byProject, o.byUser = member, parts[1]+"\x00"+parts[0]+"\x00"+parts[2]
+	if index == keyByUser {
+		o.byUser, o.byProject = member, o.byUser
+	}
+	return o
+}
