@@ -1,6 +1,10 @@
 package redis
 
-import goredis "github.com/redis/go-redis/v9"
+import (
+	"strings"
+
+	goredis "github.com/redis/go-redis/v9"
+)
 
 // ClockKey holds the time of the scripts of a store opened with SetClockByKey,
 // in Unix ms. It is on no slot of a session: a single server only.
@@ -42,3 +46,28 @@ const (
 
 // WatchWrites has a hook see every round trip of the write lane.
 func (s *Store) WatchWrites(h goredis.Hook) { s.conn.write.client.AddHook(h) }
+
+// ScriptNames are the names of the store's scripts by their SHA-1.
+func (s *Store) ScriptNames() map[string]string {
+	out := map[string]string{}
+	for _, sc := range s.scripts.byName() {
+		sha, _ := (*sc).sha.(string)
+		out[sha] = (*sc).name
+	}
+	return out
+}
+
+// DeclaredKinds are the kinds of keys that each script declares, as its keys have
+// them after the shard's prefix.
+func (s *Store) DeclaredKinds() map[string][]string {
+	out := map[string][]string{}
+	for _, sc := range s.scripts.byName() {
+		for _, k := range (*sc).keys {
+			out[(*sc).name] = append(out[(*sc).name], strings.TrimSuffix(kinds[k].suffix, ":"))
+		}
+	}
+	return out
+}
+
+// ScriptSHA is how Redis names a script.
+func ScriptSHA(body string) string { return nameScript(body) }

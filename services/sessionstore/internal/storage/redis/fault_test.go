@@ -106,7 +106,7 @@ func TestFaults(t *testing.T) {
 // replayed; what is said of its data does.
 func TestNoVerdict(t *testing.T) {
 	for reply, want := range map[string]bool{
-		"NOSCRIPT No matching script.": true,
+		"NOSCRIPT No matching script.":              true,
 		"DENIED Redis is running in protected mode": true, "NOAUTH Authentication required.": true,
 		"WRONGTYPE Operation against a key holding the wrong kind of value": false, "ERR user_script:3: attempt to index a nil value": false,
 	} {

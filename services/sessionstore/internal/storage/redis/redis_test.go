@@ -106,11 +106,25 @@ func perSession(t testing.TB, client *goredis.Client) int {
 	return n
 }
 
+// TestConformance runs the suite, and compares what each script declares with what
+// it touches throughout.
 func TestConformance(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for real deadlines; the whole suite runs in `make test`")
 	}
-	d := &databases{addr: redistest.Start(t, "--databases", "200").Addr}
+	server := redistest.Start(t, "--databases", "200")
+	d := &databases{addr: server.Addr}
+	first := d.url(t)
+	s := open(t, first)
+	watched := watchDeclarations(t, server, s)
+	t.Cleanup(func() { watched.finish(t, s.DeclaredKinds()) }) // after the cases, which run side by side
+	opts, err := goredis.ParseURL(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := goredis.NewClient(opts)
+	defer client.Close()
+	exerciseScripts(t, s, client)
 	storagetest.Run(t, func(t testing.TB) storagetest.Fixture {
 		t.Helper()
 		return fixture(t, d.url(t))

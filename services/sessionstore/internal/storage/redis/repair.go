@@ -266,7 +266,7 @@ func (s *Store) dropOrphans(ctx context.Context, sh *shard) (int, error) {
 	return total, nil
 }
 
-// indexPage reads a page of an index, and the place of the next; '' for the last.
+// indexPage reads a page of an index, and the place of the next; ” for the last.
 // Indexes with scores are read by a cursor of their own: an entry that is there
 // all the time is read.
 func (s *Store) indexPage(ctx context.Context, sh *shard, index keyKind, after string) (members []string, next string, err error) {

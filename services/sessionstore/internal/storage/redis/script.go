@@ -40,9 +40,19 @@ const libMark = "--@lib\n"
 
 // scripts holds every script by the name of its file, each with lib.lua in it.
 type scripts struct {
-	create, update, end, remove, append, extend            *script
-	sweep, warn, expire, purge, reindex, forget            *script
-	ack, join, lease, hold, policy, meta, raiseFormat      *script
+	create, update, end, remove, append, extend       *script
+	sweep, warn, expire, purge, reindex, forget       *script
+	ack, join, lease, hold, policy, meta, raiseFormat *script
+}
+
+// byName says which file each script is from.
+func (s *scripts) byName() map[string]**script {
+	return map[string]**script{
+		"create": &s.create, "update": &s.update, "end": &s.end, "delete": &s.remove, "append": &s.append, "extend": &s.extend,
+		"sweep": &s.sweep, "warn": &s.warn, "expire": &s.expire, "purge": &s.purge, "reindex": &s.reindex, "forget": &s.forget,
+		"ack": &s.ack, "join": &s.join, "lease": &s.lease, "hold": &s.hold, "policy": &s.policy, "meta": &s.meta,
+		"format": &s.raiseFormat,
+	}
 }
 
 // constants spells what never changes in a store's life as the beginning of its
@@ -60,12 +70,7 @@ func loadScripts(before string) (*scripts, error) {
 	}
 	fields := "local FIELDS = {'" + strings.Join(sessionFields, "', '") + "'}\n"
 	out := &scripts{}
-	for name, dst := range map[string]**script{
-		"create": &out.create, "update": &out.update, "end": &out.end, "delete": &out.remove, "append": &out.append, "extend": &out.extend,
-		"sweep": &out.sweep, "warn": &out.warn, "expire": &out.expire, "purge": &out.purge, "reindex": &out.reindex, "forget": &out.forget,
-		"ack": &out.ack, "join": &out.join, "lease": &out.lease, "hold": &out.hold, "policy": &out.policy, "meta": &out.meta,
-		"format": &out.raiseFormat,
-	} {
+	for name, dst := range out.byName() {
 		body, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
 		if err != nil {
 			return nil, err
@@ -79,11 +84,16 @@ func loadScripts(before string) (*scripts, error) {
 			text = libMark + text
 		}
 		text = before + sc.keyVariables() + strings.Replace(text, libMark, fields+string(lib)+"\n", 1)
-		sum := sha1.Sum([]byte(text)) //nolint:gosec // it is how Redis names scripts
-		sc.body, sc.sha = text, hex.EncodeToString(sum[:])
+		sc.body, sc.sha = text, nameScript(text)
 		*dst = sc
 	}
 	return out, nil
+}
+
+// nameScript returns what Redis calls a script.
+func nameScript(body string) string {
+	sum := sha1.Sum([]byte(body)) //nolint:gosec // it is how Redis names scripts
+	return hex.EncodeToString(sum[:])
 }
 
 // parseKeys reads the first line of a script, "-- KEYS: session feed [request]":

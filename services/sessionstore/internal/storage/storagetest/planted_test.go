@@ -61,6 +61,8 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		"the latest hold counts":                    {func(s storage.Store) storage.Store { return oneHolder{s} }, "hold/the earliest counts"},
 		"a hold never moves back":                   {func(s storage.Store) storage.Store { return &onward{Store: s} }, "hold/moved back"},
 		"a hold holds for ever":                     {func(s storage.Store) storage.Store { return &forEver{Store: s} }, "hold/no longer than settle_max"},
+		"a repair changes sessions":                 {func(s storage.Store) storage.Store { return touchyRepair{s} }, "repair/changes nothing where all agrees"},
+		"a repair looks at nothing":                 {func(s storage.Store) storage.Store { return idleRepair{s} }, "repair/looks at every session"},
 		"replayed events hold nobody up":            {func(s storage.Store) storage.Store { return loses{s} }, "replay/sweeps wait for its events, and no longer than settle_max"},
 	} {
 		t.Run(bug, func(t *testing.T) {
@@ -281,4 +283,27 @@ type endsInstead struct{ storage.Store }
 func (s endsInstead) Delete(ctx context.Context, id string) error {
 	_, err := s.End(ctx, id, "")
 	return err
+}
+
+// touchyRepair writes to every session that it looks at.
+type touchyRepair struct{ storage.Store }
+
+func (s touchyRepair) Repair(ctx context.Context, q storage.RepairQuery) (storage.RepairResult, error) {
+	page, err := s.List(ctx, storage.ListQuery{Limit: 100})
+	if err != nil {
+		return storage.RepairResult{}, err
+	}
+	for _, x := range page.Sessions {
+		if _, err := s.Update(ctx, x.GetId(), storage.Update{}); err != nil {
+			return storage.RepairResult{}, err
+		}
+	}
+	return s.Store.Repair(ctx, q)
+}
+
+// idleRepair says that it is done.
+type idleRepair struct{ storage.Store }
+
+func (idleRepair) Repair(context.Context, storage.RepairQuery) (storage.RepairResult, error) {
+	return storage.RepairResult{Done: true}, nil
 }
