@@ -19,6 +19,7 @@ import (
 	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/server"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
 // Service is an open session store. It serves nothing by itself: Register it
@@ -105,7 +106,12 @@ func (s *Service) Run(ctx context.Context, hs *health.Server) error {
 	return s.sweep(ctx, hs)
 }
 
-// count takes a census now and then, for the metrics.
+// repairBudget is how many keys of each server are compared with the indexes at
+// every census.
+const repairBudget = 10_000
+
+// count takes a census now and then, for the metrics, and repairs a part of the
+// indexes.
 func (s *Service) count(ctx context.Context) {
 	if s.cfg.Census <= 0 {
 		return
@@ -120,11 +126,25 @@ func (s *Service) count(ctx context.Context) {
 		case ctx.Err() == nil:
 			s.tel.Log.DebugContext(ctx, "census failed", slog.Any("error", err))
 		}
+		s.repairSome(ctx)
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+// repairSome repairs a bounded part of the indexes: what is lost is found without
+// an operator, if later.
+func (s *Service) repairSome(ctx context.Context) {
+	r, err := s.store.Repair(ctx, storage.RepairQuery{Budget: repairBudget})
+	s.metrics.Repaired(ctx, r)
+	if r.Restored > 0 {
+		s.tel.Log.WarnContext(ctx, "restored index entries", slog.Int64("sessions", r.Restored), slog.Int64("compared", r.Sessions))
+	}
+	if err != nil && ctx.Err() == nil {
+		s.tel.Log.DebugContext(ctx, "index repair failed", slog.Any("error", err))
 	}
 }
 

@@ -58,6 +58,7 @@ func TestGRPCSurface(t *testing.T) {
 			{"AdminService/GetStoreStatus", `{}`, `"shards": 64`},
 			{"AdminService/ListDeadLetters", `{}`, `{`},
 			{"AdminService/RetryDeadLetter", `{"id":"none"}`, `NotFound`},
+			{"AdminService/RepairIndexes", `{}`, `"done": true`},
 			{"ActivityService/GetActivity", byID, id},
 			{"ActivityService/ListInactiveSessions", `{"threshold":"3600s"}`, `{`},
 		}

@@ -3,8 +3,10 @@ package server
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -31,6 +33,8 @@ type Admin struct {
 	store    storage.Store
 	breakers *resilience.Registry
 	started  time.Time
+	// repairing is held while a repair runs.
+	repairing sync.Mutex
 }
 
 // NewAdmin returns the service.
@@ -86,7 +90,7 @@ func (a *Admin) GetStoreStatus(ctx context.Context, _ *sessionv1.GetStoreStatusR
 	st := a.store.Status(ctx)
 	out := &sessionv1.StoreStatus{
 		Backend: st.Backend, Shards: int32(st.Shards), Reachable: st.Err == nil, Durable: st.Durable,
-		Degraded:  a.breakers.Degraded(),
+		Degraded:  a.breakers.Degraded(), DataFormat: st.Format,
 		StartTime: timestamppb.New(a.started),
 	}
 	if a.Journal != nil {
@@ -138,4 +142,32 @@ func (a *Admin) RetryDeadLetter(ctx context.Context, req *sessionv1.RetryDeadLet
 		return nil, err
 	}
 	return &sessionv1.RetryDeadLetterResponse{Applied: !req.GetDrop()}, nil
+}
+
+// repairReports is the least time between two reports of a repair's progress.
+const repairReports = 500 * time.Millisecond
+
+// RepairIndexes makes the indexes agree with the sessions.
+func (a *Admin) RepairIndexes(_ *sessionv1.RepairIndexesRequest, stream grpc.ServerStreamingServer[sessionv1.RepairIndexesResponse]) error {
+	if !a.repairing.TryLock() {
+		return rpc.Error(codes.ResourceExhausted, rpc.ReasonLimitReached, "this replica runs a repair already", nil, retryAfter)
+	}
+	defer a.repairing.Unlock()
+	var reported time.Time
+	r, err := a.store.Repair(stream.Context(), storage.RepairQuery{Report: func(r storage.RepairResult) {
+		if now := time.Now(); now.Sub(reported) >= repairReports {
+			reported = now
+			_ = stream.Send(repairReport(r)) // one that has left ends the repair by its context
+		}
+	}})
+	if err != nil {
+		return err
+	}
+	return stream.Send(repairReport(r))
+}
+
+func repairReport(r storage.RepairResult) *sessionv1.RepairIndexesResponse {
+	return &sessionv1.RepairIndexesResponse{
+		Keys: r.Keys, TotalKeys: r.Total, Sessions: r.Sessions, Restored: r.Restored, Dropped: r.Dropped, Skipped: r.Skipped, Done: r.Done,
+	}
 }

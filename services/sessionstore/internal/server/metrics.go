@@ -21,6 +21,7 @@ type Metrics struct {
 	extends    metric.Int64Counter
 	extendRPCs metric.Int64Counter
 	swept      metric.Int64Counter
+	repaired   metric.Int64Counter
 	waiters    metric.Int64UpDownCounter
 	watchers   metric.Int64UpDownCounter
 	outcomes   map[outcomeKey]metric.MeasurementOption
@@ -56,6 +57,7 @@ func NewMetrics(provider metric.MeterProvider, store storage.Store, limits Limit
 	out.extends = counter("stoker_extend_ttl", "Judged activities by outcome and kind.")
 	out.extendRPCs = counter("stoker_extend_ttl_calls", "Calls of ExtendTTL and BatchExtendTTL.")
 	out.swept = counter("stoker_swept", "What sweeps did, by action.")
+	out.repaired = counter("stoker_index_repairs", "Sessions of which index entries were put back or corrected.")
 	out.waiters = gauge("stoker_long_polls", "Long polls that wait now.")
 	out.watchers = gauge("stoker_watches", "Watches that are open now.")
 	for o := range sessionv1.ExtendTTLResponse_Outcome_name {
@@ -167,5 +169,12 @@ func (m *Metrics) Swept(ctx context.Context, r storage.SweepResult) {
 		if n > 0 {
 			m.swept.Add(ctx, int64(n), metric.WithAttributes(attribute.String("action", action)))
 		}
+	}
+}
+
+// Repaired counts what a repair of indexes did.
+func (m *Metrics) Repaired(ctx context.Context, r storage.RepairResult) {
+	if r.Restored > 0 {
+		m.repaired.Add(ctx, r.Restored)
 	}
 }

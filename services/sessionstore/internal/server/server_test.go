@@ -83,11 +83,12 @@ func newEnvOver(t testing.TB, over func(*env, storage.Store) storage.Store) *env
 	if err != nil {
 		t.Fatal(err)
 	}
+	store := over(e, e.store)
 	sessionv1.RegisterStorageServiceServer(srv, server.New(server.Config{
-		Store: over(e, e.store), Shards: storagetest.Shards, Policy: lifetime.DefaultPolicy(), Clock: e.clock.Now, Metrics: metrics, Stopping: stopping,
+		Store: store, Shards: storagetest.Shards, Policy: lifetime.DefaultPolicy(), Clock: e.clock.Now, Metrics: metrics, Stopping: stopping,
 		Limits: server.Limits{EventData: 64 << 10, SessionData: 256 << 10, Labels: 64}, PollInterval: 5 * time.Second, Heartbeat: 50 * time.Millisecond,
 	}))
-	sessionv1.RegisterAdminServiceServer(srv, server.NewAdmin(e.store, resilience.NewRegistry(resilience.BreakerConfig{}, nil), e.clock.Now()))
+	sessionv1.RegisterAdminServiceServer(srv, server.NewAdmin(store, resilience.NewRegistry(resilience.BreakerConfig{}, nil), e.clock.Now()))
 	pipe := rpc.NewPipe()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(pipe.Listener()) }()

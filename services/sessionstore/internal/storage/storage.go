@@ -51,6 +51,8 @@ type Status struct {
 	// Entries counts what is kept per session, index entries included; -1 where
 	// the backend cannot tell cheaply.
 	Entries int64
+	// Format is the format of the data, empty where there is only one.
+	Format string
 	// Losses counts how often the backend was seen to have lost its data since
 	// the start; LastLoss is when, zero for never.
 	Losses   int64

@@ -61,7 +61,7 @@ func Commands() []*cobra.Command {
 	})
 	users.Flags().StringVar(&project, "project", "", "only this project's")
 	return []*cobra.Command{
-		sessions, users, watch(),
+		sessions, users, watch(), repair(),
 		command("ttl ID", "Show a session's deadline and how far it can still move", cobra.ExactArgs(1), func(ctx context.Context, conn grpc.ClientConnInterface, args []string) (proto.Message, error) {
 			return sessionv1.NewStorageServiceClient(conn).GetTTL(ctx, &sessionv1.GetTTLRequest{Id: args[0]})
 		}),
@@ -145,4 +145,46 @@ func watch() *cobra.Command {
 				}
 			}
 		})
+}
+
+// repair repairs the indexes, with its progress on standard error and the outcome
+// on standard output.
+func repair() *cobra.Command {
+	return dialled(&cobra.Command{
+		Use: "repair", Short: "Compare every session with its index entries and put right what differs", Args: cobra.NoArgs,
+		Long: "Compare the record of every session with its index entries, put back what is missing, correct what is wrong, and remove\n" +
+			"entries that no session is behind. Sessions may be used meanwhile. Run it once after an upgrade, when every replica has the\n" +
+			"new version: it also raises the format of the data in Redis, from when on earlier versions refuse to start.",
+	}, func(cmd *cobra.Command, conn *grpc.ClientConn, _ []string) error {
+		stream, err := sessionv1.NewAdminServiceClient(conn).RepairIndexes(cmd.Context(), &sessionv1.RepairIndexesRequest{})
+		if err != nil {
+			return plain(err)
+		}
+		for {
+			m, err := stream.Recv()
+			switch {
+			case errors.Is(err, io.EOF):
+				return errors.New("the repair ended before it was done")
+			case err != nil:
+				return plain(err)
+			case m.GetDone():
+				return show(cmd.OutOrStdout(), m)
+			}
+			if _, err := fmt.Fprintln(cmd.ErrOrStderr(), repairProgress(m)); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+func repairProgress(m *sessionv1.RepairIndexesResponse) string {
+	done := ""
+	if total := m.GetTotalKeys(); total > 0 {
+		done = fmt.Sprintf("%d%%, ", min(100, 100*m.GetKeys()/total))
+	}
+	out := fmt.Sprintf("%s%d sessions compared, %d restored, %d entries dropped", done, m.GetSessions(), m.GetRestored(), m.GetDropped())
+	if n := m.GetSkipped(); n > 0 {
+		out += fmt.Sprintf(", %d on the move", n)
+	}
+	return out
 }

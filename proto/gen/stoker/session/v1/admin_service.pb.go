@@ -409,6 +409,10 @@ type StoreStatus struct {
 	// True while the journal cannot be written: while the backend is away too,
 	// writes are refused. False where there is no journal.
 	JournalBroken bool `protobuf:"varint,11,opt,name=journal_broken,json=journalBroken,proto3" json:"journal_broken,omitempty"`
+	// The format of the data in Redis; empty for the embedded store. "1" is that of
+	// earlier versions, which may have left index entries out: `stoker repair` makes
+	// it "2", from when on those versions refuse to start.
+	DataFormat    string `protobuf:"bytes,12,opt,name=data_format,json=dataFormat,proto3" json:"data_format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -520,6 +524,149 @@ func (x *StoreStatus) GetJournalBroken() bool {
 	return false
 }
 
+func (x *StoreStatus) GetDataFormat() string {
+	if x != nil {
+		return x.DataFormat
+	}
+	return ""
+}
+
+type RepairIndexesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairIndexesRequest) Reset() {
+	*x = RepairIndexesRequest{}
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairIndexesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairIndexesRequest) ProtoMessage() {}
+
+func (x *RepairIndexesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairIndexesRequest.ProtoReflect.Descriptor instead.
+func (*RepairIndexesRequest) Descriptor() ([]byte, []int) {
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{6}
+}
+
+// What a repair has done so far.
+type RepairIndexesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Keys looked at, of total_keys: estimates, both 0 where the store does not
+	// count keys.
+	Keys      int64 `protobuf:"varint,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	TotalKeys int64 `protobuf:"varint,2,opt,name=total_keys,json=totalKeys,proto3" json:"total_keys,omitempty"`
+	// Sessions compared with the indexes.
+	Sessions int64 `protobuf:"varint,3,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Sessions of which entries were put back or corrected.
+	Restored int64 `protobuf:"varint,4,opt,name=restored,proto3" json:"restored,omitempty"`
+	// Entries removed that no session was behind.
+	Dropped int64 `protobuf:"varint,5,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// Sessions that cannot be looked at yet, since their keys are on the move.
+	Skipped int64 `protobuf:"varint,6,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	// True in the last message.
+	Done          bool `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairIndexesResponse) Reset() {
+	*x = RepairIndexesResponse{}
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairIndexesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairIndexesResponse) ProtoMessage() {}
+
+func (x *RepairIndexesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairIndexesResponse.ProtoReflect.Descriptor instead.
+func (*RepairIndexesResponse) Descriptor() ([]byte, []int) {
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RepairIndexesResponse) GetKeys() int64 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *RepairIndexesResponse) GetTotalKeys() int64 {
+	if x != nil {
+		return x.TotalKeys
+	}
+	return 0
+}
+
+func (x *RepairIndexesResponse) GetSessions() int64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *RepairIndexesResponse) GetRestored() int64 {
+	if x != nil {
+		return x.Restored
+	}
+	return 0
+}
+
+func (x *RepairIndexesResponse) GetDropped() int64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *RepairIndexesResponse) GetSkipped() int64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *RepairIndexesResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
 type ListDeadLettersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PageSize      int32                  `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -530,7 +677,7 @@ type ListDeadLettersRequest struct {
 
 func (x *ListDeadLettersRequest) Reset() {
 	*x = ListDeadLettersRequest{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[6]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +689,7 @@ func (x *ListDeadLettersRequest) String() string {
 func (*ListDeadLettersRequest) ProtoMessage() {}
 
 func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[6]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +702,7 @@ func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLettersRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLettersRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListDeadLettersRequest) GetPageSize() int32 {
@@ -582,7 +729,7 @@ type ListDeadLettersResponse struct {
 
 func (x *ListDeadLettersResponse) Reset() {
 	*x = ListDeadLettersResponse{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[7]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +741,7 @@ func (x *ListDeadLettersResponse) String() string {
 func (*ListDeadLettersResponse) ProtoMessage() {}
 
 func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[7]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +754,7 @@ func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLettersResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLettersResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListDeadLettersResponse) GetDeadLetters() []*DeadLetter {
@@ -638,7 +785,7 @@ type DeadLetter struct {
 
 func (x *DeadLetter) Reset() {
 	*x = DeadLetter{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[8]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +797,7 @@ func (x *DeadLetter) String() string {
 func (*DeadLetter) ProtoMessage() {}
 
 func (x *DeadLetter) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[8]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +810,7 @@ func (x *DeadLetter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetter.ProtoReflect.Descriptor instead.
 func (*DeadLetter) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeadLetter) GetId() string {
@@ -712,7 +859,7 @@ type RetryDeadLetterRequest struct {
 
 func (x *RetryDeadLetterRequest) Reset() {
 	*x = RetryDeadLetterRequest{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[9]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -724,7 +871,7 @@ func (x *RetryDeadLetterRequest) String() string {
 func (*RetryDeadLetterRequest) ProtoMessage() {}
 
 func (x *RetryDeadLetterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[9]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -737,7 +884,7 @@ func (x *RetryDeadLetterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDeadLetterRequest.ProtoReflect.Descriptor instead.
 func (*RetryDeadLetterRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RetryDeadLetterRequest) GetId() string {
@@ -763,7 +910,7 @@ type RetryDeadLetterResponse struct {
 
 func (x *RetryDeadLetterResponse) Reset() {
 	*x = RetryDeadLetterResponse{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[10]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +922,7 @@ func (x *RetryDeadLetterResponse) String() string {
 func (*RetryDeadLetterResponse) ProtoMessage() {}
 
 func (x *RetryDeadLetterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[10]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +935,7 @@ func (x *RetryDeadLetterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDeadLetterResponse.ProtoReflect.Descriptor instead.
 func (*RetryDeadLetterResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{10}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RetryDeadLetterResponse) GetApplied() bool {
@@ -833,7 +980,7 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x12B\n" +
 	"\x05state\x18\x02 \x01(\x0e2 .stoker.session.v1.Breaker.StateB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05state\"\x17\n" +
-	"\x15GetStoreStatusRequest\"\xa8\x03\n" +
+	"\x15GetStoreStatusRequest\"\xc9\x03\n" +
 	"\vStoreStatus\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x16\n" +
 	"\x06shards\x18\x02 \x01(\x05R\x06shards\x12\x1a\n" +
@@ -847,7 +994,19 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\adurable\x18\t \x01(\bR\adurable\x12@\n" +
 	"\x0edata_loss_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\fdataLossTime\x12%\n" +
-	"\x0ejournal_broken\x18\v \x01(\bR\rjournalBroken\"j\n" +
+	"\x0ejournal_broken\x18\v \x01(\bR\rjournalBroken\x12\x1f\n" +
+	"\vdata_format\x18\f \x01(\tR\n" +
+	"dataFormat\"\x16\n" +
+	"\x14RepairIndexesRequest\"\xca\x01\n" +
+	"\x15RepairIndexesResponse\x12\x12\n" +
+	"\x04keys\x18\x01 \x01(\x03R\x04keys\x12\x1d\n" +
+	"\n" +
+	"total_keys\x18\x02 \x01(\x03R\ttotalKeys\x12\x1a\n" +
+	"\bsessions\x18\x03 \x01(\x03R\bsessions\x12\x1a\n" +
+	"\brestored\x18\x04 \x01(\x03R\brestored\x12\x18\n" +
+	"\adropped\x18\x05 \x01(\x03R\adropped\x12\x18\n" +
+	"\askipped\x18\x06 \x01(\x03R\askipped\x12\x12\n" +
+	"\x04done\x18\a \x01(\bR\x04done\"j\n" +
 	"\x16ListDeadLettersRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
@@ -870,14 +1029,15 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x02id\x12\x12\n" +
 	"\x04drop\x18\x02 \x01(\bR\x04drop\"3\n" +
 	"\x17RetryDeadLetterResponse\x12\x18\n" +
-	"\aapplied\x18\x01 \x01(\bR\aapplied2\x9d\x05\n" +
+	"\aapplied\x18\x01 \x01(\bR\aapplied2\x85\x06\n" +
 	"\fAdminService\x12{\n" +
 	"\fListBreakers\x12&.stoker.session.v1.ListBreakersRequest\x1a'.stoker.session.v1.ListBreakersResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/admin/breakers\x12x\n" +
 	"\n" +
 	"SetBreaker\x12$.stoker.session.v1.SetBreakerRequest\x1a\x1a.stoker.session.v1.Breaker\"(\x82\xd3\xe4\x93\x02\":\x01*\"\x1d/v1/admin/breakers/{name}:set\x12t\n" +
 	"\x0eGetStoreStatus\x12(.stoker.session.v1.GetStoreStatusRequest\x1a\x1e.stoker.session.v1.StoreStatus\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/admin/status\x12\x87\x01\n" +
 	"\x0fListDeadLetters\x12).stoker.session.v1.ListDeadLettersRequest\x1a*.stoker.session.v1.ListDeadLettersResponse\"\x1d\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/admin/deadLetters\x12\x95\x01\n" +
-	"\x0fRetryDeadLetter\x12).stoker.session.v1.RetryDeadLetterRequest\x1a*.stoker.session.v1.RetryDeadLetterResponse\"+\x82\xd3\xe4\x93\x02%:\x01*\" /v1/admin/deadLetters/{id}:retryBHZFgithub.com/livinguniverse/stoker/proto/gen/stoker/session/v1;sessionv1b\x06proto3"
+	"\x0fRetryDeadLetter\x12).stoker.session.v1.RetryDeadLetterRequest\x1a*.stoker.session.v1.RetryDeadLetterResponse\"+\x82\xd3\xe4\x93\x02%:\x01*\" /v1/admin/deadLetters/{id}:retry\x12f\n" +
+	"\rRepairIndexes\x12'.stoker.session.v1.RepairIndexesRequest\x1a(.stoker.session.v1.RepairIndexesResponse\"\x000\x01BHZFgithub.com/livinguniverse/stoker/proto/gen/stoker/session/v1;sessionv1b\x06proto3"
 
 var (
 	file_stoker_session_v1_admin_service_proto_rawDescOnce sync.Once
@@ -892,7 +1052,7 @@ func file_stoker_session_v1_admin_service_proto_rawDescGZIP() []byte {
 }
 
 var file_stoker_session_v1_admin_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_stoker_session_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_stoker_session_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_stoker_session_v1_admin_service_proto_goTypes = []any{
 	(Breaker_State)(0),              // 0: stoker.session.v1.Breaker.State
 	(*Breaker)(nil),                 // 1: stoker.session.v1.Breaker
@@ -901,36 +1061,40 @@ var file_stoker_session_v1_admin_service_proto_goTypes = []any{
 	(*SetBreakerRequest)(nil),       // 4: stoker.session.v1.SetBreakerRequest
 	(*GetStoreStatusRequest)(nil),   // 5: stoker.session.v1.GetStoreStatusRequest
 	(*StoreStatus)(nil),             // 6: stoker.session.v1.StoreStatus
-	(*ListDeadLettersRequest)(nil),  // 7: stoker.session.v1.ListDeadLettersRequest
-	(*ListDeadLettersResponse)(nil), // 8: stoker.session.v1.ListDeadLettersResponse
-	(*DeadLetter)(nil),              // 9: stoker.session.v1.DeadLetter
-	(*RetryDeadLetterRequest)(nil),  // 10: stoker.session.v1.RetryDeadLetterRequest
-	(*RetryDeadLetterResponse)(nil), // 11: stoker.session.v1.RetryDeadLetterResponse
-	(*timestamppb.Timestamp)(nil),   // 12: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 13: google.protobuf.Duration
+	(*RepairIndexesRequest)(nil),    // 7: stoker.session.v1.RepairIndexesRequest
+	(*RepairIndexesResponse)(nil),   // 8: stoker.session.v1.RepairIndexesResponse
+	(*ListDeadLettersRequest)(nil),  // 9: stoker.session.v1.ListDeadLettersRequest
+	(*ListDeadLettersResponse)(nil), // 10: stoker.session.v1.ListDeadLettersResponse
+	(*DeadLetter)(nil),              // 11: stoker.session.v1.DeadLetter
+	(*RetryDeadLetterRequest)(nil),  // 12: stoker.session.v1.RetryDeadLetterRequest
+	(*RetryDeadLetterResponse)(nil), // 13: stoker.session.v1.RetryDeadLetterResponse
+	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 15: google.protobuf.Duration
 }
 var file_stoker_session_v1_admin_service_proto_depIdxs = []int32{
 	0,  // 0: stoker.session.v1.Breaker.state:type_name -> stoker.session.v1.Breaker.State
-	12, // 1: stoker.session.v1.Breaker.last_failure_time:type_name -> google.protobuf.Timestamp
-	13, // 2: stoker.session.v1.Breaker.probe_after:type_name -> google.protobuf.Duration
+	14, // 1: stoker.session.v1.Breaker.last_failure_time:type_name -> google.protobuf.Timestamp
+	15, // 2: stoker.session.v1.Breaker.probe_after:type_name -> google.protobuf.Duration
 	1,  // 3: stoker.session.v1.ListBreakersResponse.breakers:type_name -> stoker.session.v1.Breaker
 	0,  // 4: stoker.session.v1.SetBreakerRequest.state:type_name -> stoker.session.v1.Breaker.State
-	12, // 5: stoker.session.v1.StoreStatus.start_time:type_name -> google.protobuf.Timestamp
-	12, // 6: stoker.session.v1.StoreStatus.data_loss_time:type_name -> google.protobuf.Timestamp
-	9,  // 7: stoker.session.v1.ListDeadLettersResponse.dead_letters:type_name -> stoker.session.v1.DeadLetter
-	12, // 8: stoker.session.v1.DeadLetter.accept_time:type_name -> google.protobuf.Timestamp
+	14, // 5: stoker.session.v1.StoreStatus.start_time:type_name -> google.protobuf.Timestamp
+	14, // 6: stoker.session.v1.StoreStatus.data_loss_time:type_name -> google.protobuf.Timestamp
+	11, // 7: stoker.session.v1.ListDeadLettersResponse.dead_letters:type_name -> stoker.session.v1.DeadLetter
+	14, // 8: stoker.session.v1.DeadLetter.accept_time:type_name -> google.protobuf.Timestamp
 	2,  // 9: stoker.session.v1.AdminService.ListBreakers:input_type -> stoker.session.v1.ListBreakersRequest
 	4,  // 10: stoker.session.v1.AdminService.SetBreaker:input_type -> stoker.session.v1.SetBreakerRequest
 	5,  // 11: stoker.session.v1.AdminService.GetStoreStatus:input_type -> stoker.session.v1.GetStoreStatusRequest
-	7,  // 12: stoker.session.v1.AdminService.ListDeadLetters:input_type -> stoker.session.v1.ListDeadLettersRequest
-	10, // 13: stoker.session.v1.AdminService.RetryDeadLetter:input_type -> stoker.session.v1.RetryDeadLetterRequest
-	3,  // 14: stoker.session.v1.AdminService.ListBreakers:output_type -> stoker.session.v1.ListBreakersResponse
-	1,  // 15: stoker.session.v1.AdminService.SetBreaker:output_type -> stoker.session.v1.Breaker
-	6,  // 16: stoker.session.v1.AdminService.GetStoreStatus:output_type -> stoker.session.v1.StoreStatus
-	8,  // 17: stoker.session.v1.AdminService.ListDeadLetters:output_type -> stoker.session.v1.ListDeadLettersResponse
-	11, // 18: stoker.session.v1.AdminService.RetryDeadLetter:output_type -> stoker.session.v1.RetryDeadLetterResponse
-	14, // [14:19] is the sub-list for method output_type
-	9,  // [9:14] is the sub-list for method input_type
+	9,  // 12: stoker.session.v1.AdminService.ListDeadLetters:input_type -> stoker.session.v1.ListDeadLettersRequest
+	12, // 13: stoker.session.v1.AdminService.RetryDeadLetter:input_type -> stoker.session.v1.RetryDeadLetterRequest
+	7,  // 14: stoker.session.v1.AdminService.RepairIndexes:input_type -> stoker.session.v1.RepairIndexesRequest
+	3,  // 15: stoker.session.v1.AdminService.ListBreakers:output_type -> stoker.session.v1.ListBreakersResponse
+	1,  // 16: stoker.session.v1.AdminService.SetBreaker:output_type -> stoker.session.v1.Breaker
+	6,  // 17: stoker.session.v1.AdminService.GetStoreStatus:output_type -> stoker.session.v1.StoreStatus
+	10, // 18: stoker.session.v1.AdminService.ListDeadLetters:output_type -> stoker.session.v1.ListDeadLettersResponse
+	13, // 19: stoker.session.v1.AdminService.RetryDeadLetter:output_type -> stoker.session.v1.RetryDeadLetterResponse
+	8,  // 20: stoker.session.v1.AdminService.RepairIndexes:output_type -> stoker.session.v1.RepairIndexesResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -947,7 +1111,7 @@ func file_stoker_session_v1_admin_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stoker_session_v1_admin_service_proto_rawDesc), len(file_stoker_session_v1_admin_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	AdminService_GetStoreStatus_FullMethodName  = "/stoker.session.v1.AdminService/GetStoreStatus"
 	AdminService_ListDeadLetters_FullMethodName = "/stoker.session.v1.AdminService/ListDeadLetters"
 	AdminService_RetryDeadLetter_FullMethodName = "/stoker.session.v1.AdminService/RetryDeadLetter"
+	AdminService_RepairIndexes_FullMethodName   = "/stoker.session.v1.AdminService/RepairIndexes"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -43,6 +44,12 @@ type AdminServiceClient interface {
 	ListDeadLetters(ctx context.Context, in *ListDeadLettersRequest, opts ...grpc.CallOption) (*ListDeadLettersResponse, error)
 	// RetryDeadLetter replays one of them, or drops it.
 	RetryDeadLetter(ctx context.Context, in *RetryDeadLetterRequest, opts ...grpc.CallOption) (*RetryDeadLetterResponse, error)
+	// RepairIndexes compares the record of every session with the index entries of
+	// it, puts back what is missing, corrects what is wrong, and removes entries
+	// that no session is behind. It reports its progress about twice a second; the
+	// last message has done set. Sessions may be used meanwhile. Each replica runs
+	// one repair at a time: a second call is RESOURCE_EXHAUSTED.
+	RepairIndexes(ctx context.Context, in *RepairIndexesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairIndexesResponse], error)
 }
 
 type adminServiceClient struct {
@@ -103,6 +110,25 @@ func (c *adminServiceClient) RetryDeadLetter(ctx context.Context, in *RetryDeadL
 	return out, nil
 }
 
+func (c *adminServiceClient) RepairIndexes(ctx context.Context, in *RepairIndexesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairIndexesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[0], AdminService_RepairIndexes_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RepairIndexesRequest, RepairIndexesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_RepairIndexesClient = grpc.ServerStreamingClient[RepairIndexesResponse]
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -120,6 +146,12 @@ type AdminServiceServer interface {
 	ListDeadLetters(context.Context, *ListDeadLettersRequest) (*ListDeadLettersResponse, error)
 	// RetryDeadLetter replays one of them, or drops it.
 	RetryDeadLetter(context.Context, *RetryDeadLetterRequest) (*RetryDeadLetterResponse, error)
+	// RepairIndexes compares the record of every session with the index entries of
+	// it, puts back what is missing, corrects what is wrong, and removes entries
+	// that no session is behind. It reports its progress about twice a second; the
+	// last message has done set. Sessions may be used meanwhile. Each replica runs
+	// one repair at a time: a second call is RESOURCE_EXHAUSTED.
+	RepairIndexes(*RepairIndexesRequest, grpc.ServerStreamingServer[RepairIndexesResponse]) error
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -144,6 +176,9 @@ func (UnimplementedAdminServiceServer) ListDeadLetters(context.Context, *ListDea
 }
 func (UnimplementedAdminServiceServer) RetryDeadLetter(context.Context, *RetryDeadLetterRequest) (*RetryDeadLetterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RetryDeadLetter not implemented")
+}
+func (UnimplementedAdminServiceServer) RepairIndexes(*RepairIndexesRequest, grpc.ServerStreamingServer[RepairIndexesResponse]) error {
+	return status.Error(codes.Unimplemented, "method RepairIndexes not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -256,6 +291,17 @@ func _AdminService_RetryDeadLetter_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_RepairIndexes_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RepairIndexesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).RepairIndexes(m, &grpc.GenericServerStream[RepairIndexesRequest, RepairIndexesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_RepairIndexesServer = grpc.ServerStreamingServer[RepairIndexesResponse]
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -284,6 +330,12 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AdminService_RetryDeadLetter_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "RepairIndexes",
+			Handler:       _AdminService_RepairIndexes_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "stoker/session/v1/admin_service.proto",
 }

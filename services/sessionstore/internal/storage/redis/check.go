@@ -88,6 +88,7 @@ func (s *Store) checkMeta(ctx context.Context) error {
 		s.opts.Log.WarnContext(ctx, "index entries may be missing that an earlier version left out; run `stoker repair` once every replica is upgraded",
 			slog.String("format", got), slog.String("latest", format))
 	}
+	s.dataFormat.Store(&got)
 	epoch := r.text(2)
 	s.epoch.Store(&epoch)
 	return nil

@@ -60,10 +60,13 @@ func (s *Store) Repair(ctx context.Context, q storage.RepairQuery) (storage.Repa
 	if err := errors.Join(r.retrySkipped(ctx), r.dropAllOrphans(ctx)); err != nil {
 		return r.sum, err
 	}
-	r.sum.Done = true
-	if _, err := s.run(ctx, s.scripts.raiseFormat.on(s.shards[0], "", format)); err != nil {
+	raised, err := s.run(ctx, s.scripts.raiseFormat.on(s.shards[0], "", format))
+	if err != nil {
 		return r.sum, err
 	}
+	found := raised.text(1)
+	s.dataFormat.Store(&found)
+	r.sum.Done = true
 	return r.sum, nil
 }
 

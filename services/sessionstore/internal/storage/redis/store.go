@@ -122,6 +122,8 @@ type Store struct {
 	// epoch names the data that was there when it was last looked at.
 	epoch atomic.Pointer[string]
 	lost  storage.LossRecord
+	// dataFormat is the format of the data when it was last looked at.
+	dataFormat atomic.Pointer[string]
 
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -180,6 +182,8 @@ func (s *Store) checkEpoch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	found := r.text(1)
+	s.dataFormat.Store(&found)
 	now := r.text(2)
 	if before := s.epoch.Swap(&now); before != nil && *before != now {
 		s.lost.Add(s.opts.Clock())
@@ -193,6 +197,9 @@ func (s *Store) checkEpoch(ctx context.Context) error {
 func (s *Store) Status(ctx context.Context) storage.Status {
 	st := storage.Status{Backend: "redis", Shards: len(s.shards), Entries: -1}
 	st.Losses, st.LastLoss = s.lost.Get()
+	if found := s.dataFormat.Load(); found != nil {
+		st.Format = *found
+	}
 	if st.Err = s.usable(ctx); st.Err == nil {
 		st.Err = s.alive(ctx)
 	}
