@@ -205,7 +205,9 @@ func migrate(ctx context.Context, from, to string, keys []string, options ...str
 
 // FinishSlot assigns an open slot to the node that imported it: there first, then
 // at the source, then at the other masters, so that no node ever redirects to one
-// that does not own it. All keys must have moved.
+// that does not own it. All keys must have moved. It waits until all nodes know of
+// the claim: else that of the next slot to move could have the same epoch, and one
+// of the two would be lost.
 func (c *Cluster) FinishSlot(t testing.TB, slot int, from, to string) {
 	t.Helper()
 	id := c.self(t, to).id
@@ -219,6 +221,7 @@ func (c *Cluster) FinishSlot(t testing.TB, slot int, from, to string) {
 		c.setSlot(t, n, slot, "NODE", id)
 	}
 	c.AwaitMaster(t, slot, to)
+	await(t, "every node knows the epochs of all masters", func() error { return c.checkEpochs(t.Context()) })
 }
 
 func (c *Cluster) setSlot(t testing.TB, node string, slot int, state, id string) {

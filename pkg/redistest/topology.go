@@ -24,6 +24,8 @@ type member struct {
 	slots         []int
 	open          []string
 	linkConnected bool
+	// epoch is that of its claim to its slots: the highest wins.
+	epoch string
 }
 
 func (m *member) isMaster() bool { return m.masterID == "" && !m.failed }
@@ -41,6 +43,7 @@ func parseNodes(reply string) ([]*member, error) {
 		m := &member{
 			id: f[0], addr: addr, self: slices.Contains(flags, "myself"),
 			failed:        slices.Contains(flags, "fail") || slices.Contains(flags, "fail?") || slices.Contains(flags, "noaddr"),
+			epoch:         f[6],
 			linkConnected: f[7] == "connected",
 		}
 		if !slices.Contains(flags, "master") {
@@ -135,6 +138,31 @@ func (c *Cluster) agreedMaster(ctx context.Context, slot int) (string, error) {
 		return "", fmt.Errorf("%s, the master of slot %d, does not answer", addr, slot)
 	}
 	return addr, nil
+}
+
+// checkEpochs returns why the nodes do not know of each other's latest claims to
+// slots yet.
+func (c *Cluster) checkEpochs(ctx context.Context) error {
+	views, err := c.views(ctx)
+	if err != nil {
+		return err
+	}
+	claims, claimed := map[string]string{}, map[string]string{} // by node, and by epoch
+	for seenBy, v := range views {
+		for _, m := range v {
+			if !m.isMaster() {
+				continue
+			}
+			if other, ok := claimed[m.epoch]; ok && other != m.id {
+				return fmt.Errorf("two masters have the epoch %s, as %s sees it", m.epoch, seenBy)
+			}
+			if was, ok := claims[m.id]; ok && was != m.epoch {
+				return fmt.Errorf("%s has the epoch %s or, as %s sees it, %s", m.addr, was, seenBy, m.epoch)
+			}
+			claims[m.id], claimed[m.epoch] = m.epoch, m.id
+		}
+	}
+	return nil
 }
 
 // checkWhole returns why the cluster is not complete yet: so many masters with

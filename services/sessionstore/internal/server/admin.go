@@ -90,7 +90,7 @@ func (a *Admin) GetStoreStatus(ctx context.Context, _ *sessionv1.GetStoreStatusR
 	st := a.store.Status(ctx)
 	out := &sessionv1.StoreStatus{
 		Backend: st.Backend, Shards: int32(st.Shards), Reachable: st.Err == nil, Durable: st.Durable,
-		Degraded:  a.breakers.Degraded(), DataFormat: st.Format,
+		Degraded: a.breakers.Degraded(), DataFormat: st.Format,
 		StartTime: timestamppb.New(a.started),
 	}
 	if a.Journal != nil {

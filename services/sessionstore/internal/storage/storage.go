@@ -142,7 +142,8 @@ type Index interface {
 	// Repair must compare every session's record with the entries that the indexes
 	// have of it, put back what is missing, correct what is wrong, and take out
 	// entries that no session is behind. It must change nothing where all agrees.
-	// Sessions may come, go and change meanwhile.
+	// Sessions may come, go and change meanwhile. Where it cannot say that it has
+	// looked at all that were there throughout, it must return ErrPartly.
 	Repair(ctx context.Context, q RepairQuery) (RepairResult, error)
 }
 
@@ -161,8 +162,8 @@ type RepairResult struct {
 	// Keys were looked at, of Total: both are estimates, and 0 where the backend
 	// does not count keys.
 	Keys, Total int64
-	// Sessions were compared with the indexes; Restored are those of which entries
-	// were put back or corrected.
+	// Sessions were compared with the indexes, some more than once where keys
+	// moved; Restored are those of which entries were put back or corrected.
 	Sessions, Restored int64
 	// Dropped are entries that no session was behind.
 	Dropped int64

@@ -3,11 +3,9 @@
 package redis_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os/exec"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,29 +24,39 @@ func TestClusterConformance(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3)
 	for _, c := range storagetest.Cases() {
 		t.Run(c.Name, func(t *testing.T) {
-			client := goredis.NewClusterClient(&goredis.ClusterOptions{Addrs: strings.Split(strings.TrimPrefix(cluster.URL(), "redis+cluster://"), ",")})
-			defer client.Close()
-			err := client.ForEachMaster(t.Context(), func(ctx context.Context, node *goredis.Client) error {
-				return node.FlushAll(ctx).Err()
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			flush(t, cluster)
 			c.Run(t, storagetest.Fixture{
 				Store: open(t, cluster.URL()), Unit: unit, Now: time.Now, Advance: time.Sleep,
 				Replica: func() storage.Store { return open(t, cluster.URL()) },
-				Entries: func() int {
-					n := 0
-					for _, s := range cluster.Nodes {
-						node := goredis.NewClient(&goredis.Options{Addr: s.Addr})
-						n += perSession(t, node)
-						_ = node.Close()
-					}
-					return n
-				},
+				Entries: func() int { return clusterEntries(t, cluster) },
 			})
 		})
 	}
+}
+
+// flush empties every master.
+func flush(t testing.TB, cluster *redistest.Cluster) {
+	t.Helper()
+	for _, addr := range cluster.Masters(t) {
+		node := goredis.NewClient(&goredis.Options{Addr: addr})
+		err := node.FlushAll(t.Context()).Err()
+		_ = node.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// clusterEntries counts the keys of sessions on all masters.
+func clusterEntries(t testing.TB, cluster *redistest.Cluster) int {
+	t.Helper()
+	n := 0
+	for _, addr := range cluster.Masters(t) {
+		node := goredis.NewClient(&goredis.Options{Addr: addr})
+		n += perSession(t, node)
+		_ = node.Close()
+	}
+	return n
 }
 
 // TestClusterFollowsSlotsThatMove: while slots go from one node to another, the

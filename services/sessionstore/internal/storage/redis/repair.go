@@ -21,6 +21,9 @@ const (
 	// the timeout.
 	repairRetries = 20
 	repairPause   = 4
+	// repairPasses is how often a full repair looks at everything at most, while
+	// slots move.
+	repairPasses = 5
 	// skippedMost bounds how many of them are remembered.
 	skippedMost = 100_000
 )
@@ -38,26 +41,14 @@ func (s *Store) Repair(ctx context.Context, q storage.RepairQuery) (storage.Repa
 	if err := s.usable(ctx); err != nil {
 		return r.sum, err
 	}
-	servers, err := s.conn.read.servers(ctx)
-	if err != nil {
-		return r.sum, failure(err)
-	}
 	if q.Budget > 0 {
-		return r.sum, r.continueScan(ctx, servers)
+		err := r.continueScan(ctx)
+		return r.sum, err
 	}
-	for _, node := range servers {
-		n, err := node.DBSize(ctx).Result()
-		if err != nil {
-			return r.sum, failure(err)
-		}
-		r.sum.Total += n
+	if err := r.scanAll(ctx); err != nil {
+		return r.sum, err
 	}
-	for _, node := range servers {
-		if _, err := r.scanServer(ctx, node, 0); err != nil {
-			return r.sum, err
-		}
-	}
-	if err := errors.Join(r.retrySkipped(ctx), r.dropAllOrphans(ctx)); err != nil {
+	if err := r.dropAllOrphans(ctx); err != nil {
 		return r.sum, err
 	}
 	raised, err := s.run(ctx, s.scripts.raiseFormat.on(s.shards[0], "", format))
@@ -92,6 +83,27 @@ func (l *lane) servers(ctx context.Context) ([]*goredis.Client, error) {
 	return out, err
 }
 
+// layout describes which slots each master of a cluster has, and which are on the
+// move. It changes whenever a slot has moved, and where it came back: each claim to
+// a slot has an epoch of its own.
+func layout(ctx context.Context, servers []*goredis.Client) (text string, moving bool, err error) {
+	for _, node := range servers {
+		nodes, err := node.ClusterNodes(ctx).Result()
+		if err != nil {
+			return "", false, err
+		}
+		for line := range strings.Lines(nodes) {
+			f := strings.Fields(line)
+			if len(f) < 8 || !strings.Contains(f[2], "myself") {
+				continue
+			}
+			text += strings.Join(append([]string{f[0], f[2], f[6]}, f[8:]...), " ") + "\n"
+			moving = moving || strings.Contains(text, "[")
+		}
+	}
+	return text, moving, nil
+}
+
 // repair is one call of Repair.
 type repair struct {
 	s       *Store
@@ -100,9 +112,63 @@ type repair struct {
 	skipped []string // ids of sessions whose slot was on the move
 }
 
+// scanAll looks at every session. Keys that move from one server to another while
+// they are scanned may be missed, so it begins again until nothing has moved.
+func (r *repair) scanAll(ctx context.Context) error {
+	for range repairPasses {
+		servers, err := r.s.conn.read.servers(ctx)
+		if err != nil {
+			return failure(err)
+		}
+		r.sum.Keys, r.sum.Total = 0, 0
+		for _, node := range servers {
+			n, err := node.DBSize(ctx).Result()
+			if err != nil {
+				return failure(err)
+			}
+			r.sum.Total += n
+		}
+		before, moving, err := r.layout(ctx, servers)
+		if err != nil {
+			return err
+		}
+		for _, node := range servers {
+			if _, err := r.scanServer(ctx, node, 0); err != nil {
+				return err
+			}
+		}
+		if err := r.retrySkipped(ctx); err != nil {
+			return err
+		}
+		after, _, err := r.layout(ctx, servers)
+		if err != nil {
+			return err
+		}
+		if before == after && !moving {
+			return nil
+		}
+		if err := r.s.pause(ctx, repairPause*r.s.opts.Timeout); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w: slots have moved in each of %d passes; repair again when they have arrived", storage.ErrUnavailable, storage.ErrPartly, repairPasses)
+}
+
+func (r *repair) layout(ctx context.Context, servers []*goredis.Client) (text string, moving bool, err error) {
+	if !r.s.conn.cluster {
+		return "", false, nil
+	}
+	text, moving, err = layout(ctx, servers)
+	return text, moving, failure(err)
+}
+
 // continueScan looks at so many keys as the budget says, from where the call
 // before has ended, and shares them out among the servers.
-func (r *repair) continueScan(ctx context.Context, servers []*goredis.Client) error {
+func (r *repair) continueScan(ctx context.Context) error {
+	servers, err := r.s.conn.read.servers(ctx)
+	if err != nil {
+		return failure(err)
+	}
 	at := &r.s.scan
 	at.mu.Lock()
 	defer at.mu.Unlock()

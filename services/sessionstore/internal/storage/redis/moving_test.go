@@ -1,0 +1,216 @@
+//go:build e2e
+
+package redis_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/livinguniverse/stoker/pkg/redistest"
+	"github.com/livinguniverse/stoker/pkg/resilience"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/resilient"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
+)
+
+// TestClusterConformanceOnTheMove runs the suite over a cluster whose slots move
+// all the time, through the retries that the service has. Every answer must be as
+// of a cluster at rest; only the error for a slot on the move may come between.
+func TestClusterConformanceOnTheMove(t *testing.T) {
+	cluster := redistest.StartCluster(t, 3)
+	var feeds []string
+	for n := range storagetest.Shards {
+		feeds = append(feeds, fmt.Sprintf("stoker:{s%d}:feed", n))
+	}
+	var moves, keys, refusals atomic.Int64
+	var moving sync.Mutex
+	t.Run("side by side", func(t *testing.T) {
+		done := make(chan struct{})
+		t.Run("moves", func(t *testing.T) {
+			t.Parallel()
+			for {
+				select {
+				case <-done:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				func() {
+					moving.Lock() // no key is on its way while all are dropped
+					defer moving.Unlock()
+					keys.Add(int64(moveSlot(t, cluster, cluster.SlotOf(t, feeds[rand.IntN(len(feeds))]))))
+				}()
+				moves.Add(1)
+			}
+		})
+		t.Run("cases", func(t *testing.T) {
+			t.Parallel()
+			defer close(done)
+			for _, c := range storagetest.Cases() {
+				if c.Name == "repair/looks at every session" {
+					continue // it cannot, and says so: TestClusterRepairWaitsForSlots
+				}
+				t.Run(c.Name, func(t *testing.T) {
+					moving.Lock()
+					flush(t, cluster)
+					moving.Unlock()
+					open := func() storage.Store { return &steadfast{Store: retrying(open(t, cluster.URL())), refusals: &refusals} }
+					c.Run(t, storagetest.Fixture{
+						Store: open(), Unit: unit, Now: time.Now, Advance: time.Sleep, Replica: open,
+						Entries: func() int { return clusterEntries(t, cluster) },
+					})
+				})
+			}
+		})
+	})
+	if wrong := cluster.Misplaced(t, feeds...); len(wrong) > 0 {
+		t.Errorf("on the wrong node: %v", wrong)
+	}
+	t.Logf("%d moves of slots with %d keys; %d calls were made again beyond the usual retries", moves.Load(), keys.Load(), refusals.Load())
+	if moves.Load() < 100 || keys.Load() < 1000 {
+		t.Error("too few moves to show anything")
+	}
+}
+
+// moveSlot moves a slot to another master, key by key in a random order, and
+// returns how many keys there were.
+func moveSlot(t *testing.T, cluster *redistest.Cluster, slot int) int {
+	t.Helper()
+	from := cluster.MasterOf(t, slot)
+	others := make([]string, 0, len(cluster.Nodes))
+	for _, addr := range cluster.Masters(t) {
+		if addr != from {
+			others = append(others, addr)
+		}
+	}
+	to := others[rand.IntN(len(others))]
+	cluster.OpenSlot(t, slot, from, to)
+	moved := 0
+	for { // until none is left: keys may be written meanwhile
+		keys := cluster.KeysInSlot(t, from, slot)
+		if len(keys) == 0 {
+			break
+		}
+		rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+		for _, k := range keys {
+			if err := cluster.MigrateKeys(t, from, to, k); err != nil {
+				t.Errorf("moving %s: %v", k, err)
+				cluster.ReplaceKeys(t, from, to, k)
+			}
+		}
+		moved += len(keys)
+	}
+	cluster.FinishSlot(t, slot, from, to)
+	return moved
+}
+
+func retrying(s storage.Store) storage.Store {
+	return resilient.New(s, resilient.Options{Clock: time.Now, Retry: resilience.RetryConfig{
+		Attempts: 10, Delay: 2 * time.Millisecond, Budget: 10, Burst: 100_000,
+	}})
+}
+
+// steadfast makes calls again that met a slot on the move, where the service leaves
+// that to its own loops and to its callers.
+type steadfast struct {
+	storage.Store
+	refusals *atomic.Int64
+}
+
+// steadily calls op until its error is another than that the store cannot answer.
+func steadily(p *steadfast, op func() error) error {
+	for end := time.Now().Add(10 * time.Second); ; {
+		err := op()
+		if !errors.Is(err, storage.ErrUnavailable) || time.Now().After(end) {
+			return err
+		}
+		p.refusals.Add(1)
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (p *steadfast) Sweep(ctx context.Context) (sum storage.SweepResult, err error) {
+	err = steadily(p, func() error {
+		r, err := p.Store.Sweep(ctx)
+		sum.Warned, sum.Expired, sum.Purged, sum.Trimmed = sum.Warned+r.Warned, sum.Expired+r.Expired, sum.Purged+r.Purged, sum.Trimmed+r.Trimmed
+		sum.Held = r.Held
+		return err
+	})
+	return sum, err
+}
+
+func (p *steadfast) Hold(ctx context.Context, holder string, from time.Time) error {
+	return steadily(p, func() error { return p.Store.Hold(ctx, holder, from) })
+}
+
+func (p *steadfast) Repair(ctx context.Context, q storage.RepairQuery) (out storage.RepairResult, err error) {
+	err = steadily(p, func() error {
+		out, err = p.Store.Repair(ctx, q)
+		return err
+	})
+	return out, err
+}
+
+func (p *steadfast) RevokeUser(ctx context.Context, project, user string, except []string, reason string) (sum int, err error) {
+	err = steadily(p, func() error {
+		n, err := p.Store.RevokeUser(ctx, project, user, except, reason)
+		sum += n
+		return err
+	})
+	return sum, err
+}
+
+func (p *steadfast) ListEvents(ctx context.Context, q storage.EventQuery) (page storage.EventPage, err error) {
+	err = steadily(p, func() error {
+		page, err = p.Store.ListEvents(ctx, q)
+		return err
+	})
+	return page, err
+}
+
+func (p *steadfast) Create(ctx context.Context, s *sessionv1.Session, request string) (out *sessionv1.Session, existed bool, err error) {
+	err = steadily(p, func() error {
+		out, existed, err = p.Store.Create(ctx, s, request)
+		return err
+	})
+	return out, existed, err
+}
+
+// TestClusterRepairWaitsForSlots: a full repair does not say that it is done while
+// a slot is on the move, since it may have missed keys, and leaves the format as it
+// was; once the slot has arrived it does.
+func TestClusterRepairWaitsForSlots(t *testing.T) {
+	cluster := redistest.StartCluster(t, 3)
+	s := open(t, cluster.URL(), func(o *redis.Options) { o.Timeout = 500 * time.Millisecond })
+	id, _ := create(t, s, newSession(2, "ann", time.Hour), "")
+	slot := cluster.SlotOf(t, "stoker:{s2}:feed")
+	from := cluster.MasterOf(t, slot)
+	to := cluster.Masters(t)[0]
+	if to == from {
+		to = cluster.Masters(t)[1]
+	}
+	cluster.OpenSlot(t, slot, from, to)
+	if r, err := s.Repair(t.Context(), storage.RepairQuery{}); r.Done || !errors.Is(err, storage.ErrPartly) || !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("while a slot is open: %+v, %v", r, err)
+	}
+	for _, k := range cluster.KeysInSlot(t, from, slot) {
+		if err := cluster.MigrateKeys(t, from, to, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cluster.FinishSlot(t, slot, from, to)
+	r, err := s.Repair(t.Context(), storage.RepairQuery{})
+	if err != nil || !r.Done || r.Sessions != 1 || r.Restored != 0 {
+		t.Errorf("once it has arrived: %+v, %v", r, err)
+	}
+	if _, err := s.Get(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+}
