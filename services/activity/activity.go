@@ -49,7 +49,7 @@ func New(cfg Config, tel *telemetry.Telemetry, store grpc.ClientConnInterface) (
 		cfg.Consumer = consumerName()
 	}
 	tr := tracker.New(tracker.Config{
-		Rules: rules, Flush: cfg.FlushInterval, RetryDelay: time.Second,
+		Rules: rules, Flush: cfg.FlushInterval, RetryDelay: time.Second, RecheckDelay: time.Second,
 		MaxTracked: cfg.MaxTracked, ForgetAfter: cfg.ForgetAfter,
 	})
 	client := sessionv1.NewStorageServiceClient(store)

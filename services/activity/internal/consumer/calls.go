@@ -103,9 +103,10 @@ func (c *Consumer) result(ctx context.Context, id string, r *sessionv1.BatchExte
 
 // ask makes one BatchGetSessions call.
 func (c *Consumer) ask(ctx context.Context, ids []string) {
+	asked := c.nowMillis()
 	answers, err := c.sessions(ctx, ids)
 	now := c.nowMillis()
-	c.tracker.Resolve(answers, now)
+	c.tracker.Resolve(answers, asked, now)
 	if err == nil {
 		c.questions.succeeded()
 		return
@@ -123,7 +124,7 @@ func (c *Consumer) sessions(ctx context.Context, ids []string) ([]tracker.Answer
 	cancel()
 	if err != nil {
 		out, err := refused(ids, err, func(half []string) ([]tracker.Answer, error) { return c.sessions(ctx, half) },
-			func() tracker.Answer { return tracker.Answer{SessionID: ids[0], Gone: true} },
+			func() tracker.Answer { return tracker.Answer{Rejected: true} },
 			func() tracker.Answer { return tracker.Answer{Retry: true} })
 		for i := range out {
 			out[i].SessionID = ids[i]
@@ -137,10 +138,13 @@ func (c *Consumer) sessions(ctx context.Context, ids []string) ([]tracker.Answer
 			continue
 		}
 		r := resp.GetResults()[i]
-		if s := r.GetSession(); s != nil {
-			out[i] = tracker.Answer{SessionID: id, Session: s}
-		} else if e := r.GetError(); e != nil && final(codes.Code(e.GetCode())) {
+		switch code := codes.Code(r.GetError().GetCode()); {
+		case r.GetSession() != nil:
+			out[i] = tracker.Answer{SessionID: id, Session: r.GetSession()}
+		case code == codes.NotFound:
 			out[i] = tracker.Answer{SessionID: id, Gone: true}
+		case final(code):
+			out[i] = tracker.Answer{SessionID: id, Rejected: true}
 		}
 	}
 	return out, nil

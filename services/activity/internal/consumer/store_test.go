@@ -245,8 +245,8 @@ func start(t *testing.T, store *fakeStore, change ...func(*Config, *tracker.Conf
 		BackoffMin: 2 * time.Millisecond, BackoffMax: 20 * time.Millisecond, SweepEvery: time.Minute, Now: time.Now,
 	}
 	tcfg := tracker.Config{
-		Rules: rules, Flush: 100 * time.Millisecond, RetryDelay: 5 * time.Millisecond, MaxTracked: 1000,
-		ForgetAfter: time.Hour,
+		Rules: rules, Flush: 100 * time.Millisecond, RetryDelay: 5 * time.Millisecond, RecheckDelay: 20 * time.Millisecond,
+		MaxTracked: 1000, ForgetAfter: time.Hour,
 	}
 	for _, c := range change {
 		c(&cfg, &tcfg)

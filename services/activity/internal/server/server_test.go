@@ -48,7 +48,7 @@ func newServer(t *testing.T, store fakeStore) (*Server, *tracker.Tracker) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := tracker.New(tracker.Config{Rules: rules, Flush: time.Second, RetryDelay: time.Second, MaxTracked: 10, ForgetAfter: time.Hour})
+	tr := tracker.New(tracker.Config{Rules: rules, Flush: time.Second, RetryDelay: time.Second, RecheckDelay: time.Second, MaxTracked: 10, ForgetAfter: time.Hour})
 	return New(store, tr, rules, func() time.Time { return now }), tr
 }
 
@@ -107,7 +107,7 @@ func TestGetActivityAddsWhatWaitsHere(t *testing.T) {
 	}}, now.UnixMilli())
 	tr.Resolve([]tracker.Answer{{SessionID: tr.Unresolved(now.UnixMilli(), 1)[0], Session: &sessionv1.Session{
 		CreateTime: timestamppb.New(now.Add(-time.Hour)), ExpireTime: timestamppb.New(now.Add(time.Hour)),
-	}}}, now.UnixMilli())
+	}}}, now.UnixMilli(), now.UnixMilli())
 	got, err := s.GetActivity(t.Context(), &activityv1.GetActivityRequest{Id: "a"})
 	if err != nil {
 		t.Fatal(err)

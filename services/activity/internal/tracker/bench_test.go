@@ -22,7 +22,7 @@ func fill(b *bench, n int) {
 			for _, one := range ids {
 				answers = append(answers, Answer{SessionID: one, Session: aSession(one, base)})
 			}
-			b.Resolve(answers, b.now)
+			b.Resolve(answers, b.now, b.now)
 		}
 		b.Acks(nil)
 	}

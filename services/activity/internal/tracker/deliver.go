@@ -45,7 +45,7 @@ type Result struct {
 
 // Due takes at most max reports that are due at now, at most one for each
 // session. With all, it takes those that could still wait, too, save for the
-// pause of those that failed.
+// pause of those that failed or got a first NOT_FOUND.
 func (t *Tracker) Due(now int64, most int, all bool) Batch {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -65,8 +65,10 @@ func (t *Tracker) nextDue(now int64, all bool) *delivery {
 	if d := t.ready.front; d != nil {
 		return d
 	}
-	if d := t.retries.front; d != nil && d.due <= now {
-		return d
+	for _, l := range []*deliveryList{&t.retries, &t.rechecks} {
+		if d := l.front; d != nil && d.due <= now {
+			return d
+		}
 	}
 	if len(t.timed) > 0 && (all || t.timed[0].due <= now) {
 		return t.timed[0]
@@ -95,6 +97,7 @@ func (t *Tracker) launch(d *delivery, now int64) *delivery {
 	}
 	// It covers no entry for certain: the late ones lie between them.
 	first.to = s.done
+	first.uncertain, d.uncertain = d.uncertain, false
 	d.latest, d.late, d.hasLate = d.late, activity{}, false
 	d.first, d.coalesced, d.linkCount = now, 1, 0
 	s.flight = first
@@ -124,37 +127,45 @@ func (d *delivery) byKind(r *policy.Rules) map[string]int64 {
 }
 
 // Applied takes the answers to items, one for each, in order. Items without an
-// answer are retried.
+// answer are retried. It sets Retry on a NOT_FOUND that is not final, so that
+// the caller counts the outcome once.
 func (t *Tracker) Applied(items []Item, results []Result, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, it := range items {
-		r := Result{Retry: true}
+		r := &Result{Retry: true}
 		if i < len(results) {
-			r = results[i]
+			r = &results[i]
 		}
 		t.applied(it, r, now)
 	}
 }
 
-func (t *Tracker) applied(it Item, r Result, now int64) {
+func (t *Tracker) applied(it Item, r *Result, now int64) {
 	s := it.s
 	if s.gone || s.flight == nil {
 		return
 	}
 	d := s.flight
 	s.flight = nil
-	if r.Retry {
-		t.putBack(s, d, now)
+	missing := !r.Retry && !r.Rejected && r.Outcome == sessionv1.ExtendTTLResponse_NOT_FOUND
+	// Uncertain, though final once repeated: see the package's comment.
+	if missing && !d.uncertain {
+		r.Retry = true
+		t.putBack(s, d, true, now)
 		return
 	}
-	if !r.Rejected && (r.Outcome == sessionv1.ExtendTTLResponse_ENDED || r.Outcome == sessionv1.ExtendTTLResponse_NOT_FOUND) {
+	if r.Retry {
+		t.putBack(s, d, false, now)
+		return
+	}
+	if missing || (!r.Rejected && r.Outcome == sessionv1.ExtendTTLResponse_ENDED) {
 		s.flight = d
 		t.forget(s)
 		return
 	}
 	if !r.Rejected {
-		t.learn(s, it.Time, r, now)
+		t.learn(s, it.Time, *r, now)
 	}
 	if int32(d.to-s.done) > 0 {
 		s.done = d.to
@@ -214,9 +225,9 @@ func (t *Tracker) rest(s *session, now int64) {
 	}
 }
 
-// putBack makes a delivery whose report failed pending again, together with
-// what came meanwhile, after a pause.
-func (t *Tracker) putBack(s *session, d *delivery, now int64) {
+// putBack makes a delivery whose report failed, or got a first NOT_FOUND,
+// pending again, together with what came meanwhile, after a pause.
+func (t *Tracker) putBack(s *session, d *delivery, uncertain bool, now int64) {
 	if p := s.pending; p != nil {
 		p.merge(d.latest, s.deadline)
 		p.first = min(p.first, d.first)
@@ -231,6 +242,11 @@ func (t *Tracker) putBack(s *session, d *delivery, now int64) {
 		s.pending = d
 	}
 	t.unschedule(d)
+	if d.uncertain = uncertain; uncertain {
+		d.due = now + t.recheck
+		t.rechecks.push(d)
+		return
+	}
 	d.due = now + t.retry
 	t.retries.push(d)
 }
@@ -238,7 +254,7 @@ func (t *Tracker) putBack(s *session, d *delivery, now int64) {
 // schedule makes a pending delivery due at this time, unless it is earlier.
 func (t *Tracker) schedule(d *delivery, due, now int64) {
 	switch {
-	case d.where == inRetry, d.where == inReady, d.where != nowhere && due >= d.due:
+	case d.where == inRetry, d.where == inRecheck, d.where == inReady, d.where != nowhere && due >= d.due:
 		return
 	}
 	t.unschedule(d)
@@ -263,6 +279,8 @@ func (t *Tracker) unschedule(d *delivery) {
 		t.waiting.remove(d)
 	case inRetry:
 		t.retries.remove(d)
+	case inRecheck:
+		t.rechecks.remove(d)
 	case inTimed:
 		t.timed.remove(d)
 	case nowhere:
@@ -282,11 +300,10 @@ func (t *Tracker) NextDue() (at int64, ok bool) {
 			at, ok = due, true
 		}
 	}
-	if d := t.waiting.front; d != nil {
-		consider(d.due)
-	}
-	if d := t.retries.front; d != nil {
-		consider(d.due)
+	for _, l := range []*deliveryList{&t.waiting, &t.retries, &t.rechecks} {
+		if d := l.front; d != nil {
+			consider(d.due)
+		}
 	}
 	if len(t.timed) > 0 {
 		consider(t.timed[0].due)

@@ -37,9 +37,9 @@ func TestForgetsSessionsThatAreOver(t *testing.T) {
 	}
 }
 
-func TestForgetsWhatTheStoreDoesNotKnow(t *testing.T) {
+func TestForgetsWhatTheStoreRulesOutAtOnce(t *testing.T) {
 	b := newBench(t)
-	b.send("gone", "input:text")
+	b.send("refused", "input:text")
 	b.send("over", "input:text")
 	later := b.send("later", "input:text")
 	ids := b.Unresolved(b.now, 10)
@@ -48,7 +48,7 @@ func TestForgetsWhatTheStoreDoesNotKnow(t *testing.T) {
 	}
 	ended := aSession("over", base)
 	ended.EndTime = ts(base)
-	b.Resolve([]Answer{{SessionID: "gone", Gone: true}, {SessionID: "over", Session: ended}, {SessionID: "later", Retry: true}}, b.now)
+	b.Resolve([]Answer{{SessionID: "refused", Rejected: true}, {SessionID: "over", Session: ended}, {SessionID: "later", Retry: true}}, b.now, b.now)
 	if s := b.Stats(); s.Tracked != 1 {
 		t.Errorf("tracked %d, want only the one without an answer", s.Tracked)
 	}
@@ -59,13 +59,13 @@ func TestForgetsWhatTheStoreDoesNotKnow(t *testing.T) {
 	if ids := b.Unresolved(b.now, 10); len(ids) != 1 {
 		t.Fatalf("asked again for %v", ids)
 	}
-	b.Resolve([]Answer{{SessionID: "later", Session: aSession("later", base)}}, b.now)
+	b.Resolve([]Answer{{SessionID: "later", Session: aSession("later", base)}}, b.now, b.now)
 	b.acked(fmt.Sprintf("%d-%d", base, 2))
 	b.now += flush
-	b.Applied(b.due(1), []Result{{Outcome: sessionv1.ExtendTTLResponse_NOT_FOUND}}, b.now)
+	b.Applied(b.due(1), []Result{{Outcome: sessionv1.ExtendTTLResponse_ENDED}}, b.now)
 	b.acked(later.GetCursor())
 	if s := b.Stats(); s.Tracked != 0 {
-		t.Errorf("tracked %d after NOT_FOUND", s.Tracked)
+		t.Errorf("tracked %d after ENDED", s.Tracked)
 	}
 }
 

@@ -58,7 +58,7 @@ func TestConcurrentUse(t *testing.T) {
 				for _, id := range b.Unresolved(now, 3) {
 					answers = append(answers, Answer{SessionID: id, Session: aSession(id, base)})
 				}
-				b.Resolve(answers, now)
+				b.Resolve(answers, now, now)
 				due := b.Due(now, 3, true)
 				b.Applied(due.Items, answersTo(due.Items), now)
 				b.Acks(nil)

@@ -13,6 +13,9 @@ const (
 	inUnresolved
 	// inAskAgain: to be asked for again, at its hold time.
 	inAskAgain
+	// inUncertain: reported once as not found; to be asked for again at its
+	// hold time.
+	inUncertain
 )
 
 // sessionList is a doubly linked list through the sessions themselves.
@@ -62,6 +65,8 @@ const (
 	inTimed
 	// inRetry: the store could not answer; due again after a pause.
 	inRetry
+	// inRecheck: the store reported NOT_FOUND once; due again after a pause.
+	inRecheck
 )
 
 // deliveryList is a doubly linked list through the deliveries themselves.

@@ -7,10 +7,12 @@ import (
 // Answer is what the store says about an unresolved session.
 type Answer struct {
 	SessionID string
-	// Session is nil when Gone or Retry.
+	// Session is nil when one of the others is set.
 	Session *sessionv1.Session
-	// Gone: there is no such session.
+	// Gone: there is no such session, as far as this answer knows.
 	Gone bool
+	// Rejected: the store will never accept this id.
+	Rejected bool
 	// Retry: the store could not answer.
 	Retry bool
 }
@@ -24,7 +26,7 @@ func (t *Tracker) Unresolved(now int64, most int) []string {
 	for len(ids) < most {
 		s := t.unresolved.front
 		if s == nil {
-			if s = t.askAgain.front; s == nil || s.hold > now {
+			if s = t.nextPaused(now); s == nil {
 				break
 			}
 		}
@@ -32,6 +34,16 @@ func (t *Tracker) Unresolved(now int64, most int) []string {
 		ids = append(ids, s.id)
 	}
 	return ids
+}
+
+// nextPaused returns a session whose pause is over; nil when there is none.
+func (t *Tracker) nextPaused(now int64) *session {
+	for _, l := range []*sessionList{&t.askAgain, &t.uncertain} {
+		if s := l.front; s != nil && s.hold <= now {
+			return s
+		}
+	}
+	return nil
 }
 
 // NextUnresolved returns when Unresolved has something next; 0 for at once. ok
@@ -42,14 +54,17 @@ func (t *Tracker) NextUnresolved() (at int64, ok bool) {
 	if t.unresolved.front != nil {
 		return 0, true
 	}
-	if s := t.askAgain.front; s != nil {
-		return s.hold, true
+	for _, l := range []*sessionList{&t.askAgain, &t.uncertain} {
+		if s := l.front; s != nil && (!ok || s.hold < at) {
+			at, ok = s.hold, true
+		}
 	}
-	return 0, false
+	return at, ok
 }
 
-// Resolve takes the store's answers and judges the events held for them.
-func (t *Tracker) Resolve(answers []Answer, now int64) {
+// Resolve takes the store's answers and judges the events held for them. asked
+// is the time before the call.
+func (t *Tracker) Resolve(answers []Answer, asked, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, a := range answers {
@@ -60,16 +75,35 @@ func (t *Tracker) Resolve(answers []Answer, now int64) {
 		}
 		switch {
 		case a.Retry:
+			s.pending.uncertain = false
 			s.hold = now + t.retry
 			t.askAgain.push(s)
+		case a.Rejected:
+			t.forget(s)
+		case a.Gone || a.Session == nil:
+			t.confirmGone(s, asked, now)
 		// A session past its deadline is over only once it was swept: late
 		// activity may still revive it until then.
-		case a.Gone || a.Session == nil || a.Session.GetEndTime() != nil || a.Session.GetPhase() == sessionv1.Session_ENDED:
+		case a.Session.GetEndTime() != nil || a.Session.GetPhase() == sessionv1.Session_ENDED:
 			t.forget(s)
 		default:
 			t.resolve(s, a.Session, now)
 		}
 	}
+}
+
+// confirmGone forgets an unresolved session at the second Gone in a row; the
+// first schedules another question after the pause. An answer to a question
+// asked before the pause ended counts as a first: after a Reset, two questions
+// about a session can be open at once, and both answers be of one moment.
+func (t *Tracker) confirmGone(s *session, asked, now int64) {
+	if s.pending.uncertain && asked >= s.hold {
+		t.forget(s)
+		return
+	}
+	s.pending.uncertain = true
+	s.hold = now + t.recheck
+	t.uncertain.push(s)
 }
 
 func (t *Tracker) resolve(s *session, from *sessionv1.Session, now int64) {
@@ -142,6 +176,8 @@ func (t *Tracker) unlink(s *session) {
 		t.unresolved.remove(s)
 	case inAskAgain:
 		t.askAgain.remove(s)
+	case inUncertain:
+		t.uncertain.remove(s)
 	case inNone:
 	}
 }

@@ -81,6 +81,9 @@ type delivery struct {
 	prev, next *delivery
 	index      int // in the heap
 	where      queueName
+	// uncertain: the latest answer for the session was NOT_FOUND, the first in a
+	// row. The next one is final.
+	uncertain bool
 
 	// counts are the activities by kind; more are those of further kinds.
 	counts [inlineKinds]uint32

@@ -20,6 +20,9 @@ type Config struct {
 	// RetryDelay is the pause before a session is asked about again that the
 	// store could not answer for.
 	RetryDelay time.Duration
+	// RecheckDelay is the pause after a first NOT_FOUND before the session is
+	// asked about again; longer than Redis Cluster takes to move a key.
+	RecheckDelay time.Duration
 	// MaxTracked bounds the sessions; more are held only while they all wait
 	// for the store.
 	MaxTracked int
@@ -33,9 +36,9 @@ const pastDeadline = int64(time.Minute / time.Millisecond)
 
 // Tracker is safe for concurrent use.
 type Tracker struct {
-	flush, retry, forgetAfter int64
-	maxTracked                int
-	interner                  *policy.Interner
+	flush, retry, recheck, forgetAfter int64
+	maxTracked                         int
+	interner                           *policy.Interner
 
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -47,19 +50,19 @@ type Tracker struct {
 
 	outstanding int
 
-	idle, unresolved, askAgain sessionList
-	ready, waiting, retries    deliveryList
-	timed                      dueHeap
-	sweepAt                    *session
-	free                       []*delivery
-	stats                      Stats
+	idle, unresolved, askAgain, uncertain sessionList
+	ready, waiting, retries, rechecks     deliveryList
+	timed                                 dueHeap
+	sweepAt                               *session
+	free                                  []*delivery
+	stats                                 Stats
 }
 
 // New returns an empty tracker.
 func New(cfg Config) *Tracker {
 	return &Tracker{
-		flush: cfg.Flush.Milliseconds(), retry: cfg.RetryDelay.Milliseconds(), forgetAfter: cfg.ForgetAfter.Milliseconds(),
-		maxTracked: cfg.MaxTracked,
+		flush: cfg.Flush.Milliseconds(), retry: cfg.RetryDelay.Milliseconds(), recheck: cfg.RecheckDelay.Milliseconds(),
+		forgetAfter: cfg.ForgetAfter.Milliseconds(), maxTracked: cfg.MaxTracked,
 		interner:   policy.NewInterner(cfg.Rules),
 		sessions:   map[string]*session{},
 		shards:     map[int32]*shardQueue{},
@@ -68,9 +71,11 @@ func New(cfg Config) *Tracker {
 		idle:       sessionList{name: inIdle},
 		unresolved: sessionList{name: inUnresolved},
 		askAgain:   sessionList{name: inAskAgain},
+		uncertain:  sessionList{name: inUncertain},
 		ready:      deliveryList{name: inReady},
 		waiting:    deliveryList{name: inWaiting},
 		retries:    deliveryList{name: inRetry},
+		rechecks:   deliveryList{name: inRecheck},
 		stats:      Stats{Counted: make([]uint64, len(policy.Labels()))},
 	}
 }

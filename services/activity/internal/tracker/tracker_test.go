@@ -14,10 +14,11 @@ import (
 )
 
 const (
-	flush  = 15_000
-	hour   = int64(3_600_000)
-	minute = int64(60_000)
-	base   = int64(1_700_000_000_000)
+	flush   = 15_000
+	recheck = 2000
+	hour    = int64(3_600_000)
+	minute  = int64(60_000)
+	base    = int64(1_700_000_000_000)
 )
 
 // bench is a tracker with a clock, a feed and a store of the test's own.
@@ -35,8 +36,8 @@ func newBench(tb testing.TB, change ...func(*Config)) *bench {
 		tb.Fatal(err)
 	}
 	cfg := Config{
-		Rules: rules, Flush: flush * time.Millisecond, RetryDelay: time.Second, MaxTracked: 1000,
-		ForgetAfter: 30 * time.Minute,
+		Rules: rules, Flush: flush * time.Millisecond, RetryDelay: time.Second, RecheckDelay: recheck * time.Millisecond,
+		MaxTracked: 1000, ForgetAfter: 30 * time.Minute,
 	}
 	for _, c := range change {
 		c(&cfg)
@@ -72,7 +73,7 @@ func (b *bench) live(id string, change ...func(*sessionv1.Session)) {
 	if len(ids) != 1 || ids[0] != id {
 		b.Fatalf("unresolved: %v, want %s", ids, id)
 	}
-	b.Resolve([]Answer{{SessionID: id, Session: s}}, b.now)
+	b.Resolve([]Answer{{SessionID: id, Session: s}}, b.now, b.now)
 	b.Acks(nil)
 }
 
