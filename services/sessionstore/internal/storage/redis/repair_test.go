@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 const repairShard = "stoker:{s3}:"
@@ -316,5 +318,62 @@ func TestRepairWithABudgetGetsEverywhere(t *testing.T) {
 	}
 	if restored != 2001 || calls < 4 {
 		t.Errorf("%d calls restored %d of 2001 sessions", calls, restored)
+	}
+}
+
+// TestManySweepersWarnAndExpireOnce: replicas that find the same sessions due at
+// the same time warn each once, and expire each once.
+func TestManySweepersWarnAndExpireOnce(t *testing.T) {
+	const sessions, replicas = 300, 4
+	server := redistest.Start(t)
+	stores := make([]*redis.Store, replicas)
+	for i := range stores {
+		stores[i] = open(t, server.URL(), func(o *redis.Options) { o.Retention = time.Hour })
+	}
+	var ids []string
+	for n := range sessions {
+		id, _ := create(t, stores[0], newSession(n%8, fmt.Sprint("u", n), 3*time.Second), "")
+		ids = append(ids, id)
+	}
+	sweep := func() (sum storage.SweepResult) {
+		results := make([]storage.SweepResult, replicas)
+		var wg sync.WaitGroup
+		for i, s := range stores {
+			wg.Go(func() {
+				var err error
+				if results[i], err = s.Sweep(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		for _, r := range results {
+			sum.Warned, sum.Expired = sum.Warned+r.Warned, sum.Expired+r.Expired
+		}
+		return sum
+	}
+	if r := sweep(); r.Warned != sessions {
+		t.Errorf("warned %d times, want %d", r.Warned, sessions)
+	}
+	expired := 0
+	storagetest.Until(t, "all are expired", func() bool {
+		expired += sweep().Expired
+		return expired >= sessions
+	})
+	if expired += sweep().Expired; expired != sessions {
+		t.Errorf("expired %d times, want %d", expired, sessions)
+	}
+	for _, id := range ids {
+		page, err := stores[0].ListEvents(t.Context(), storage.EventQuery{SessionID: id, After: "0", Limit: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var types []string
+		for _, e := range page.Events {
+			types = append(types, e.GetType())
+		}
+		if got := strings.Join(types, " "); got != "session:created session:expiring session:expired" {
+			t.Fatalf("the log of %s: %s", id, got)
+		}
 	}
 }
