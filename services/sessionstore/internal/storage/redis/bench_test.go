@@ -16,6 +16,8 @@ import (
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
@@ -265,4 +267,151 @@ func BenchmarkFloor(b *testing.B) {
 			return <-first
 		})
 	})
+}
+
+// newBenchSession is a session as the service makes them, with a policy.
+func newBenchSession(n int, user string, p *sessionv1.TTLPolicy) *sessionv1.Session {
+	now := time.Now().UnixMilli()
+	p = lifetime.Resolve(p, lifetime.DefaultPolicy())
+	return &sessionv1.Session{
+		Id: sessionid.New(n % 64), User: user, Project: "bench", Revision: 1,
+		Labels:     map[string]string{"client": "web", "region": "eu-central", "tier": "standard"},
+		CreateTime: lifetime.Time(now), UpdateTime: lifetime.Time(now), LastActivityTime: lifetime.Time(now),
+		ExpireTime: lifetime.Time(lifetime.Deadline(now, p)), TtlPolicy: p,
+	}
+}
+
+// BenchmarkChanges makes each change of a session by itself.
+func BenchmarkChanges(b *testing.B) {
+	every := &sessionv1.TTLPolicy{
+		Strategy: sessionv1.TTLPolicy_EVERY_ACTIVITY, MaxExtensions: proto.Int32(1_000_000), BaseTtl: durationpb.New(time.Hour),
+		Extension: durationpb.New(time.Second),
+	}
+	for _, c := range []struct {
+		name  string
+		setUp func(b *testing.B, r *rig) // before it is measured
+		op    func(r *rig, n int) error
+	}{
+		{"create", nil, func(r *rig, n int) error {
+			_, _, err := r.s.Create(context.Background(), newBenchSession(n, fmt.Sprint("u", n), nil), "")
+			return err
+		}},
+		{"create by request", nil, func(r *rig, n int) error {
+			_, _, err := r.s.Create(context.Background(), newBenchSession(n, fmt.Sprint("u", n), nil), fmt.Sprint(n))
+			return err
+		}},
+		{"append", nil, func(r *rig, n int) error {
+			_, err := r.s.Append(context.Background(), r.id(n), []*sessionv1.Event{{Id: fmt.Sprint("e", n), Type: "input:text"}})
+			return err
+		}},
+		{"extend each time", func(b *testing.B, r *rig) {
+			b.Helper()
+			for i := range r.ids {
+				in := newBenchSession(i, "ann", every)
+				if _, _, err := r.s.Create(b.Context(), in, ""); err != nil {
+					b.Fatal(err)
+				}
+				r.ids[i] = in.GetId()
+			}
+		}, func(r *rig, n int) error {
+			res, err := r.s.Extend(context.Background(), []storage.Activity{{SessionID: r.id(n), Kind: "input", EventID: fmt.Sprint("e", n), Time: time.Now()}})
+			if err == nil {
+				err = res[0].Err
+			}
+			return err
+		}},
+		{"end", createForEach, func(r *rig, n int) error {
+			_, err := r.s.End(context.Background(), r.id(n), "done")
+			return err
+		}},
+		{"delete", createForEach, func(r *rig, n int) error {
+			_ = r.s.Delete(context.Background(), r.id(n)) // the first hundred are deleted twice
+			return nil
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			r := newRig(b, 1000)
+			if c.setUp != nil {
+				c.setUp(b, r)
+			}
+			r.measure(b, 1, func(n int) error { return c.op(r, n) })
+		})
+	}
+}
+
+// createForEach makes a session for each operation that is measured.
+func createForEach(b *testing.B, r *rig) {
+	b.Helper()
+	r.ids = make([]string, b.N+1)
+	var wg sync.WaitGroup
+	for w := range 32 {
+		wg.Go(func() {
+			for i := w; i < len(r.ids); i += 32 {
+				in := newBenchSession(i, fmt.Sprint("u", i), nil)
+				if _, _, err := r.s.Create(b.Context(), in, ""); err != nil {
+					b.Error(err)
+					return
+				}
+				r.ids[i] = in.GetId()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// BenchmarkRevoke ends 1,000 sessions of a user.
+func BenchmarkRevoke(b *testing.B) {
+	benchThousand(b, time.Hour, func(r *rig) error {
+		n, err := r.s.RevokeUser(context.Background(), "bench", "ann", nil, "")
+		if err == nil && n != 1000 {
+			err = fmt.Errorf("revoked %d of 1000", n)
+		}
+		return err
+	})
+}
+
+// BenchmarkSweep expires 1,000 sessions that are due at once.
+func BenchmarkSweep(b *testing.B) {
+	benchThousand(b, time.Millisecond, func(r *rig) error {
+		n, err := r.s.Sweep(context.Background())
+		if err == nil && n.Expired != 1000 {
+			err = fmt.Errorf("expired %d of 1000", n.Expired)
+		}
+		return err
+	})
+}
+
+// benchThousand measures what an operation takes for each of 1,000 sessions that
+// are made for it.
+func benchThousand(b *testing.B, ttl time.Duration, op func(r *rig) error) {
+	b.Helper()
+	r := newRig(b, 1)
+	server := 0.0
+	for b.Loop() {
+		b.StopTimer()
+		var wg sync.WaitGroup
+		for w := range 20 {
+			wg.Go(func() {
+				for i := w; i < 1000; i += 20 {
+					in := newBenchSession(sessionid.ShardOf("bench", "ann", "", 64), "ann", &sessionv1.TTLPolicy{BaseTtl: durationpb.New(ttl), ExtendBelow: durationpb.New(0)})
+					if _, _, err := r.s.Create(context.Background(), in, ""); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(5 * time.Millisecond) // the deadlines of the short ones pass
+		before := r.redisCPU(b)
+		b.StartTimer()
+		if err := op(r); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		server += r.redisCPU(b) - before
+		b.StartTimer()
+	}
+	n := float64(b.N * 1000)
+	b.ReportMetric(server/n, "redis-µs/item")
+	b.ReportMetric(n/b.Elapsed().Seconds(), "items/s")
 }

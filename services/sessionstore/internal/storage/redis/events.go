@@ -29,11 +29,11 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 
 func (s *Store) append(ctx context.Context, sh *shard, id string, events []*sessionv1.Event, at asOf) ([]string, error) {
 	sc := s.scripts.append
-	call := sc.declare(sh, id, sc.required, 3+4*len(events))
+	call := sc.declare(sh, id, sc.required, 2+4*len(events))
 	if at != present {
 		call = call.and(sh.key(keyReplayed, ""))
 	}
-	call = call.with(id, s.opts.MaxEvents, at.arg())
+	call = call.with(id, at.arg())
 	for _, e := range events {
 		log, err1 := storage.WithCursor(e, "").MarshalVT()
 		feed, err2 := storage.FeedEvent(e, false).MarshalVT()

@@ -240,13 +240,13 @@ func (r *repair) reindex(ctx context.Context, ids []string) error {
 	sc := r.s.scripts.reindex
 	calls := make([]invocation, len(ids))
 	for i, id := range ids {
-		calls[i] = sc.declare(shards[i], id, sc.required, 4)
+		calls[i] = sc.declare(shards[i], id, sc.required, 1)
 		if request := requests[i].Val(); request != "" {
 			calls[i] = calls[i].and(shards[i].key(keyRequest, request))
 		}
-		calls[i] = calls[i].with(id, r.s.keep(), r.s.opts.Retention.Milliseconds(), r.s.linger())
+		calls[i] = calls[i].with(id)
 	}
-	replies, errs := r.s.runAll(ctx, "reindex", calls)
+	replies, errs := r.s.runEach(ctx, "reindex", calls)
 	for i, id := range ids {
 		switch err := errs[i]; {
 		case errors.Is(err, storage.ErrUnavailable) && len(r.skipped) < skippedMost:

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	otelcodes "go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.37.0"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
@@ -24,7 +26,8 @@ import (
 //go:embed scripts/*.lua
 var scriptFiles embed.FS
 
-// script is a Lua script and the name that Redis has for it.
+// script is a Lua script and the name that Redis has for it, with the parts of
+// lib.lua that it uses.
 type script struct {
 	name, body string
 	sha        any // a string, as an argument
@@ -34,11 +37,11 @@ type script struct {
 	required int
 }
 
-// libMark is where a script wants lib.lua, other than at its beginning: to define
-// it takes about as long as a short script.
+// libMark is where a script wants the parts of lib.lua, other than at its beginning:
+// to define them takes about as long as a short script.
 const libMark = "--@lib\n"
 
-// scripts holds every script by the name of its file, each with lib.lua in it.
+// scripts holds every script by the name of its file.
 type scripts struct {
 	create, update, end, remove, append, extend       *script
 	sweep, warn, expire, purge, reindex, forget       *script
@@ -58,8 +61,8 @@ func (s *scripts) byName() map[string]**script {
 // constants spells what never changes in a store's life as the beginning of its
 // scripts: an argument costs both sides something at every call.
 func (o Options) constants() string {
-	return fmt.Sprintf("local MAX_EVENTS, KEEP, MAX_CAUSES, MAX_DECISIONS, MAX_KINDS = %d, %d, %d, %d, %d\n",
-		o.MaxEvents, o.keep(), lifetime.MaxCauses, lifetime.MaxDecisions, lifetime.MaxKinds)
+	return fmt.Sprintf("local MAX_EVENTS, KEEP, LINGER, RETENTION = %d, %d, %d, %d\n", o.MaxEvents, o.keep(), o.linger(), o.Retention.Milliseconds()) +
+		fmt.Sprintf("local MAX_CAUSES, MAX_DECISIONS, MAX_KINDS = %d, %d, %d\n", lifetime.MaxCauses, lifetime.MaxDecisions, lifetime.MaxKinds)
 }
 
 // loadScripts reads them; before goes in front of each.
@@ -68,26 +71,70 @@ func loadScripts(before string) (*scripts, error) {
 	if err != nil {
 		return nil, err
 	}
-	fields := "local FIELDS = {'" + strings.Join(sessionFields, "', '") + "'}\n"
+	fields := part{[]string{"FIELDS"}, "local FIELDS = {'" + strings.Join(sessionFields, "', '") + "'}\n"}
+	parts := append([]part{fields}, splitLib(string(lib))...)
 	out := &scripts{}
 	for name, dst := range out.byName() {
-		body, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
+		file, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
 		if err != nil {
 			return nil, err
 		}
+		body := string(file)
 		sc := &script{name: name}
-		if err := sc.parseKeys(string(body)); err != nil {
+		if err := sc.parseKeys(body); err != nil {
 			return nil, fmt.Errorf("script %s: %w", name, err)
 		}
-		text := string(body)
-		if !strings.Contains(text, libMark) {
-			text = libMark + text
+		if !strings.Contains(body, libMark) {
+			body = libMark + body
 		}
-		text = before + sc.keyVariables() + strings.Replace(text, libMark, fields+string(lib)+"\n", 1)
-		sc.body, sc.sha = text, nameScript(text)
+		sc.body = before + sc.keyVariables() + strings.Replace(body, libMark, usedParts(parts, body), 1)
+		sc.sha = nameScript(sc.body)
 		*dst = sc
 	}
 	return out, nil
+}
+
+// part is a piece of lib.lua, and what it defines.
+type part struct {
+	names []string
+	text  string
+}
+
+// splitLib splits lib.lua at its marks.
+func splitLib(lib string) []part {
+	var out []part
+	for i, text := range strings.Split(lib, "--@part ") {
+		if i == 0 {
+			continue // the comment before the first
+		}
+		names, text, _ := strings.Cut(text, "\n")
+		out = append(out, part{strings.Fields(names), text})
+	}
+	return out
+}
+
+var (
+	luaComment = regexp.MustCompile(`--[^\n]*`)
+	luaName    = regexp.MustCompile(`[A-Za-z_]\w*`)
+)
+
+// usedParts joins the parts that a script uses, and those that they use.
+func usedParts(parts []part, body string) string {
+	used := map[string]bool{}
+	use := func(text string) {
+		for _, name := range luaName.FindAllString(luaComment.ReplaceAllString(text, ""), -1) {
+			used[name] = true
+		}
+	}
+	use(body)
+	joined := ""
+	for _, p := range slices.Backward(parts) {
+		if slices.ContainsFunc(p.names, func(name string) bool { return used[name] }) {
+			use(p.text)
+			joined = p.text + joined
+		}
+	}
+	return joined
 }
 
 // nameScript returns what Redis calls a script.
@@ -251,6 +298,31 @@ func (s *Store) runAll(ctx context.Context, operation string, calls []invocation
 	end(errors.Join(errs...))
 	return replies, errs
 }
+
+// runEach is runAll for calls that are about different sessions, so that their order
+// does not matter: while the server works one batch off, the next is on its way.
+func (s *Store) runEach(ctx context.Context, operation string, calls []invocation) ([]reply, []error) {
+	if len(calls) <= batchMost {
+		return s.runAll(ctx, operation, calls)
+	}
+	replies, errs := make([]reply, len(calls)), make([]error, len(calls))
+	var g errgroup.Group
+	g.SetLimit(eachAtOnce)
+	for from := 0; from < len(calls); from += batchMost {
+		to := min(from+batchMost, len(calls))
+		g.Go(func() error {
+			some, failed := s.runAll(ctx, operation, calls[from:to])
+			copy(replies[from:], some)
+			copy(errs[from:], failed)
+			return nil
+		})
+	}
+	_ = g.Wait() // each call has its own error
+	return replies, errs
+}
+
+// eachAtOnce bounds the batches of one caller that are under way.
+const eachAtOnce = 2
 
 // asCmders is cmds as go-redis wants them.
 func asCmders[C goredis.Cmder](cmds []C) []goredis.Cmder {

@@ -85,14 +85,14 @@ func (s *Store) create(ctx context.Context, sh *shard, in *sessionv1.Session, re
 	}
 	sc, prior := s.scripts.create, ""
 	for range undeclaredMost {
-		call := sc.declare(sh, in.GetId(), sc.required, 6+len(fields))
+		call := sc.declare(sh, in.GetId(), sc.required, 3+len(fields))
 		if request != "" {
 			call = call.and(sh.key(keyRequest, request))
 		}
 		if prior != "" {
 			call = call.and(sh.key(keyPrior, prior))
 		}
-		r, err := s.run(ctx, call.with(in.GetId(), prior, s.opts.MaxEvents, s.keep(), s.linger(), at.arg()).with(fields...))
+		r, err := s.run(ctx, call.with(in.GetId(), prior, at.arg()).with(fields...))
 		if err != nil || r.num(0) != again {
 			return r, err
 		}
@@ -175,7 +175,7 @@ func (s *Store) end(ctx context.Context, sh *shard, id, reason string, at asOf) 
 }
 
 func (s *Store) ending(sh *shard, id, reason string, at asOf, answer string) invocation {
-	return s.scripts.end.on(sh, id, id, reason, s.opts.Retention.Milliseconds(), s.opts.MaxEvents, at.arg(), answer)
+	return s.scripts.end.on(sh, id, id, reason, at.arg(), answer)
 }
 
 // Delete removes a session at once.
@@ -231,7 +231,7 @@ func (s *Store) RevokeUser(ctx context.Context, project, user string, except []s
 				calls = append(calls, s.ending(sh, id, reason, present, ""))
 			}
 		}
-		replies, errs := s.runAll(ctx, "end", calls)
+		replies, errs := s.runEach(ctx, "end", calls)
 		for i, r := range replies {
 			switch {
 			case errs[i] != nil:

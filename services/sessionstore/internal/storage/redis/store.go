@@ -114,6 +114,7 @@ type Store struct {
 	tail     *tail
 	holds    holds
 	scan     scan
+	forecast forecast
 
 	// checked is what became of the check of what is in Redis; nil until it is
 	// made, by one caller for all who wait.
@@ -283,12 +284,10 @@ func (s *Store) shardOf(id string) *shard {
 }
 
 // keep is how long past its deadline a live session's keys stay at least.
-func (s *Store) keep() int64 { return s.opts.keep() }
-
 func (o Options) keep() int64 { return (o.SettleMax + time.Hour).Milliseconds() }
 
 // linger is how long past its session's cap a request key stays: as long as the
 // session can, if it is expired, and its retention begins, as late as may be.
-func (s *Store) linger() int64 {
-	return 2*s.keep() + (s.opts.Retention + time.Hour).Milliseconds()
+func (o Options) linger() int64 {
+	return 2*o.keep() + (o.Retention + time.Hour).Milliseconds()
 }

@@ -13,7 +13,7 @@ const (
 	// at most between two looks at it, and sweepShards how many shards are looked
 	// at in one round trip. Round trips of batches are bounded (batchMost), so
 	// that other callers wait for a few milliseconds at most.
-	sweepBatch  = 64
+	sweepBatch  = 256
 	sweepShards = 16
 	// keepFeed is how long after settle_max an entry is dropped even though a
 	// group has not acknowledged it, in milliseconds.
@@ -133,9 +133,9 @@ func (s *Store) task(sh *shard, id string, kind int, look reply) task {
 	t := task{sh: sh, id: id, kind: kind}
 	switch kind {
 	case swWarn:
-		t.call = s.scripts.warn.on(sh, id, id, look.num(swWarnBefore), s.opts.MaxEvents)
+		t.call = s.scripts.warn.on(sh, id, id, look.num(swWarnBefore))
 	case swExpire:
-		t.call = s.scripts.expire.on(sh, id, id, look.num(swUpto), s.opts.Retention.Milliseconds(), s.opts.MaxEvents)
+		t.call = s.scripts.expire.on(sh, id, id, look.num(swUpto))
 	default:
 		t.call = s.scripts.purge.on(sh, id, id)
 	}
@@ -154,7 +154,7 @@ func (sw *sweep) work(ctx context.Context, tasks []task) (failed map[*shard]bool
 		for i, t := range tasks {
 			calls[i] = t.call
 		}
-		replies, errs := sw.s.runAll(ctx, "sweep", calls)
+		replies, errs := sw.s.runEach(ctx, "sweep", calls)
 		var rest []task
 		for i, t := range tasks {
 			switch {

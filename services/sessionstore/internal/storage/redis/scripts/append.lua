@@ -1,18 +1,18 @@
 -- KEYS: session events ids feed [replayed]
--- ARGV: id, most events, as of, then for each event: its id, its encoding for
+-- ARGV: id, as of, then for each event: its id, its encoding for
 -- the log, its encoding for the feed, and where it is replayed the cursor that
 -- was acknowledged ('' for none). replayed is declared for a replay.
 -- Returns {0, cursor...}, {-1} none, {-2} over.
-local id, most, asof = ARGV[1], tonumber(ARGV[2]), as_of(ARGV[3])
+local id, asof = ARGV[1], as_of(ARGV[2])
 local ok = live(asof or now_ms())
 if ok < 0 then return {ok} end
 local out, step = {0}, asof and 4 or 3
 local last, entry
 local names, new = {}, {}
-for i = 4, #ARGV, step do names[#names + 1] = ARGV[i] end
+for i = 3, #ARGV, step do names[#names + 1] = ARGV[i] end
 local known = chunked('HMGET', IDS, names, 1)
 local here = {} -- what this call has appended
-for i = 4, #ARGV, step do
+for i = 3, #ARGV, step do
   local name = ARGV[i]
   local at = known[#out] or here[name]
   if not at then
@@ -36,7 +36,7 @@ if asof and entry then
   local from = redis.call('HGET', REPLAYED, 'from')
   redis.call('HSET', REPLAYED, 'from', int(math.min(asof, tonumber(from or asof))), 'to', entry)
 end
-trim(most)
+trim()
 local left = redis.call('PTTL', SESSION)
 if left > 0 then
   redis.call('PEXPIRE', EVENTS, left)

@@ -1,14 +1,13 @@
 -- KEYS: session gone events deadlines warnings by-user by-project feed [request prior]
--- ARGV: id, prior ('' for none), most events, keep (ms after the deadline),
--- linger (ms that the request key outlasts the cap by), as of, then the hash's
--- fields and values as a flat list. request is declared where the session is
+-- ARGV: id, prior ('' for none), as of, then the hash's fields and values as a
+-- flat list. request is declared where the session is
 -- created under a request key; prior is the session that a call before found
 -- under that key, and its record is declared.
 -- Returns {0, id, the session}, {1, id, the session} with that for which the
 -- request key was used before, or {AGAIN, id} with a session that the request
 -- key names and the caller has not declared. There is no session where it was
 -- deleted since.
-local id, prior, most, keep, linger, asof = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), as_of(ARGV[6])
+local id, prior, asof = ARGV[1], ARGV[2], as_of(ARGV[3])
 local request = REQUEST
 if request then
   local old = redis.call('GET', request)
@@ -26,7 +25,7 @@ if redis.call('EXISTS', SESSION) == 1 then return {0, id, record()} end
 -- It may have been deleted since it was accepted; or since an attempt before,
 -- whose answer was lost or which has arrived only now.
 if redis.call('EXISTS', GONE) == 1 then return {0, id, {}} end
-redis.call('HSET', SESSION, unpack(ARGV, 7))
+redis.call('HSET', SESSION, unpack(ARGV, 4))
 if REQUEST and not request then redis.call('HSET', SESSION, 'req', '') end
 local v = redis.call('HMGET', SESSION, 'exp', 'below', 'um', 'pm', 'cap')
 local expire = tonumber(v[1])
@@ -35,12 +34,12 @@ redis.call('ZADD', WARNINGS, int(expire - tonumber(v[2])), id)
 if v[3] then redis.call('ZADD', BY_USER, 0, v[3]) end
 redis.call('ZADD', BY_PROJECT, 0, v[4])
 local now = now_ms()
-lifecycle(id, 'session:created', asof or now, most, {'x', v[1]}, asof)
+lifecycle(id, 'session:created', asof or now, {'x', v[1]}, asof)
 -- A request is answered with its session for as long as that is there, so its
 -- key outlasts every extension: no other script needs it to move a deadline.
 if request then
   redis.call('SET', request, id)
-  redis.call('PEXPIREAT', request, int(math.max(tonumber(v[5]), now) + linger))
+  redis.call('PEXPIREAT', request, int(math.max(tonumber(v[5]), now) + LINGER))
 end
-keep_until(math.max(expire, now) + keep) -- a replayed one may be past its deadline
+keep_until(math.max(expire, now) + KEEP) -- a replayed one may be past its deadline
 return {0, id, record()}

@@ -177,7 +177,7 @@ redis.call('HINCRBY', SESSION, 'rev', 1)
 redis.call('ZADD', DEADLINES, int(exp2), id)
 redis.call('ZADD', WARNINGS, int(exp2 - below), id)
 local max = redis.call('HGET', SESSION, 'max')
-lifecycle(id, 'session:extended', now, MAX_EVENTS, {
+lifecycle(id, 'session:extended', now, {
   'x', int(exp2), 'c', int(ext2), 'b', v[2], 'm', max, 'a', int(at), 'k', kind, 'i', event, 'p', ARGV[5]}, asof)
 keep_until((asof and math.max(exp2, now_ms()) or exp2) + KEEP)
 reply[12], reply[13], reply[14] = exp2, ext2, cause2

@@ -1,10 +1,9 @@
 -- KEYS: session events ids deadlines warnings retired by-user by-project [request]
--- ARGV: id, keep (ms after the deadline), retention, linger (ms that the request
--- key outlasts the cap by).
+-- ARGV: id.
 -- Makes every index agree with the session's own record. request is declared
 -- where the record names one.
 -- Returns {1} where something was put right, {0} where all was, {-1} for none.
-local id, keep, retention, linger = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local id = ARGV[1]
 local v = redis.call('HMGET', SESSION, 'st', 'exp', 'below', 'um', 'pm', 'purge', 'warned', 'cap')
 if not v[1] then return {-1} end
 local now, mended = now_ms(), false
@@ -33,7 +32,7 @@ if v[1] ~= '0' then
   if v[4] then take_out(BY_USER, v[4]) end
   take_out(BY_PROJECT, v[5])
   if not v[6] then
-    v[6] = int(now + retention)
+    v[6] = int(now + RETENTION)
     redis.call('HSET', SESSION, 'purge', v[6])
   end
   put(RETIRED, id, v[6])
@@ -67,6 +66,6 @@ elseif exp > now and not redis.call('ZSCORE', WARNINGS, id) and not warned() the
   put(WARNINGS, id, int(warn_at))
 end
 
-for _, k in ipairs({SESSION, EVENTS, IDS}) do outlast(k, exp + keep) end
-if REQUEST and redis.call('GET', REQUEST) == id then outlast(REQUEST, tonumber(v[8]) + linger) end
+for _, k in ipairs({SESSION, EVENTS, IDS}) do outlast(k, exp + KEEP) end
+if REQUEST and redis.call('GET', REQUEST) == id then outlast(REQUEST, tonumber(v[8]) + LINGER) end
 return {mended and 1 or 0}
