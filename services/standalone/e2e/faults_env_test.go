@@ -68,6 +68,9 @@ type faultEnv struct {
 
 // faultCall is one call of a client.
 type faultCall struct {
+	// op and id are what was called, and about which session, where that counts.
+	op, id string
+
 	begin time.Time
 	took  time.Duration
 	code  codes.Code

@@ -42,7 +42,19 @@ type told struct {
 	// The first of each pair says that it was asked for, the second that it was
 	// acknowledged.
 	ending, ended, deleting, deleted bool
+
+	user, project string
+	// deadline is the latest that was acknowledged, limit the latest that the
+	// session can ever reach.
+	deadline, limit time.Time
 }
+
+// due reports whether the session may have expired by now.
+func (s told) due() bool { return !s.deadline.IsZero() && !time.Now().Before(s.deadline) }
+
+// lives reports whether the session must be live: nobody has asked to end or
+// delete it, and its deadline is ahead.
+func (s told) lives() bool { return !s.ending && !s.deleting && !s.due() }
 
 func newLedger(note func(c faultCall, err error)) *ledger {
 	return &ledger{note: note, told: map[string]*told{}}
@@ -136,6 +148,15 @@ func (w *writer) step(ctx context.Context) {
 // call makes one call and writes down how it went. Of a session that is there
 // and lives, nothing but "unavailable" is a good reason not to change it.
 func (w *writer) call(what, id string, do func(h grpc.CallOption) error) bool {
+	err := w.send(what, id, do)
+	if c := status.Code(err); c != codes.OK && c != codes.Unavailable {
+		w.fault("%s %s: %v", what, id, err)
+	}
+	return err == nil
+}
+
+// send makes one call that writes and records how it went.
+func (w *writer) send(what, id string, do func(h grpc.CallOption) error) error {
 	begin := time.Now()
 	var h metadata.MD
 	err := do(grpc.Header(&h))
@@ -144,26 +165,40 @@ func (w *writer) call(what, id string, do func(h grpc.CallOption) error) bool {
 	if len(marks) > 1 || len(marks) == 1 && (marks[0] != "journal" || err != nil) {
 		w.fault("%s %s answered %v, marked %v", what, id, err, marks)
 	}
-	if c := status.Code(err); c != codes.OK && c != codes.Unavailable {
-		w.fault("%s %s: %v", what, id, err)
-	}
-	w.note(faultCall{begin: begin, write: true, journaled: len(marks) > 0}, err)
-	return err == nil
+	w.note(faultCall{op: what, id: id, begin: begin, write: true, journaled: len(marks) > 0}, err)
+	return err
 }
 
 func (w *writer) create(ctx context.Context) {
+	if id := w.createAs(ctx, &sessionv1.CreateSessionRequest{User: w.user, TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(time.Hour)}}); id != "" {
+		w.mine = append(w.mine, id)
+	}
+}
+
+// createAs creates a session and returns its id, empty where that failed.
+func (w *writer) createAs(ctx context.Context, req *sessionv1.CreateSessionRequest) string {
 	var s *sessionv1.Session
 	if !w.call("create", "", func(h grpc.CallOption) (err error) {
-		s, err = w.store.CreateSession(ctx, &sessionv1.CreateSessionRequest{User: w.user, TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(time.Hour)}}, h)
+		s, err = w.store.CreateSession(ctx, req, h)
 		return err
 	}) {
+		return ""
+	}
+	w.add(s)
+	return s.GetId()
+}
+
+// add records a session whose creation was acknowledged; again, it does nothing.
+func (l *ledger) add(s *sessionv1.Session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.told[s.GetId()] != nil {
 		return
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.told[s.GetId()] = &told{}
-	w.ids = append(w.ids, s.GetId())
-	w.mine = append(w.mine, s.GetId())
+	l.told[s.GetId()] = &told{
+		user: s.GetUser(), project: s.GetProject(), deadline: s.GetExpireTime().AsTime(), limit: s.GetCapTime().AsTime(),
+	}
+	l.ids = append(l.ids, s.GetId())
 }
 
 func (w *writer) event(ctx context.Context, id string) {
@@ -210,7 +245,12 @@ func (w *writer) remove(ctx context.Context, id string) {
 
 // pace makes a call every few milliseconds until stop is closed.
 func pace(stop <-chan struct{}, call func(ctx context.Context)) {
-	tick := time.NewTicker(4 * time.Millisecond)
+	paceEvery(stop, 4*time.Millisecond, call)
+}
+
+// paceEvery is pace at a given interval.
+func paceEvery(stop <-chan struct{}, every time.Duration, call func(ctx context.Context)) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {
@@ -236,7 +276,7 @@ func (l *ledger) check(before told, id string, got *sessionv1.Session, err error
 		l.fault("%s was deleted, and was answered", id)
 	case c == codes.OK && before.ended && got.GetEndTime() == nil:
 		l.fault("%s was ended, and reads as live", id)
-	case c == codes.OK && got.GetEndTime() != nil && !after.ending:
+	case c == codes.OK && got.GetEndTime() != nil && !after.ending && !after.due():
 		l.fault("%s lives, and reads as ended", id)
 	case c == codes.OK:
 		if n := number(got); n > after.tried || !stale && n < before.label {
