@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,25 +26,36 @@ func learn(ctx context.Context, redis string, ids []string, calls func() error) 
 	if err != nil {
 		return nil, err
 	}
-	out := templates{}
-	for _, args := range lines {
-		// EVALSHA sha 1 key prefix id ...
-		if len(args) < 6 || !strings.EqualFold(args[0], "evalsha") {
+	out := scriptsOf(lines, ids)
+	if len(out) != len(ids) {
+		return nil, fmt.Errorf("learned the scripts of %d sessions, want %d", len(out), len(ids))
+	}
+	return out, nil
+}
+
+// scriptsOf keeps the last script of each session. A store sends EVALSHA with the
+// script's name, the number of keys, the keys, and the arguments, of which the first
+// is the session that the script is about.
+func scriptsOf(sent [][]string, ids []string) templates {
+	out, wanted := templates{}, map[string]bool{}
+	for _, id := range ids {
+		wanted[id] = true
+	}
+	for _, args := range sent {
+		if len(args) < 4 || !strings.EqualFold(args[0], "evalsha") {
 			continue
 		}
-		if !slices.Contains(ids, args[5]) {
-			continue // the sweeper's
+		keys, err := strconv.Atoi(args[2])
+		if err != nil || 3+keys >= len(args) || !wanted[args[3+keys]] {
+			continue // one about a shard
 		}
 		call := make([]any, len(args))
 		for i, a := range args {
 			call[i] = a
 		}
-		out[args[5]] = call
+		out[args[3+keys]] = call
 	}
-	if len(out) != len(ids) {
-		return nil, fmt.Errorf("learned the scripts of %d sessions, want %d", len(out), len(ids))
-	}
-	return out, nil
+	return out
 }
 
 // monitor returns the commands that clients send to Redis while do runs, those

@@ -86,7 +86,7 @@ func (b *bench) populate(ctx context.Context, n int) (*fixture, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := createdBy(sent, f.ids)
+	made := scriptsOf(sent, f.ids)
 	if len(made) != len(f.ids) {
 		return nil, fmt.Errorf("learned how %d sessions were made, want %d", len(made), len(f.ids))
 	}
@@ -106,26 +106,6 @@ func (b *bench) populate(ctx context.Context, n int) (*fixture, error) {
 		_, err := p.Exec(ctx)
 		return err
 	})
-}
-
-// createdBy finds the script that made each session.
-func createdBy(sent [][]string, ids []string) templates {
-	out := templates{}
-	want := map[string]bool{}
-	for _, id := range ids {
-		want[id] = true
-	}
-	for _, args := range sent {
-		if len(args) < 6 || !strings.EqualFold(args[0], "evalsha") || !want[args[5]] {
-			continue
-		}
-		call := make([]any, len(args))
-		for i, a := range args {
-			call[i] = a
-		}
-		out[args[5]] = call
-	}
-	return out
 }
 
 // sibling is another id on the shard of one: the shard is in the first
