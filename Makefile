@@ -48,7 +48,7 @@ test-short: deps ## Run the quick tests only
 e2e: deps build $(BIN)/.gen ## Run the slow suites: built binaries, Redis Cluster, churn, 100,000 steps of the lifetime model
 	go -C services/sessionstore test -race -tags e2e -timeout 15m -run 'Cluster' -v ./internal/storage/redis/ | grep -Ev '^(=== |\s+--- PASS)'
 	go -C services/sessionstore test -race -timeout 15m -run 'TestModelLifetimes' -v ./internal/storage/memory ./internal/storage/redis -rapid.checks=1700 | grep -E 'steps|^(---|ok|FAIL|panic)|\[rapid\]'
-	go -C services/standalone test -tags e2e -timeout 20m -v ./e2e/...
+	go -C services/standalone test -tags e2e -timeout 32m -v ./e2e/...
 
 .PHONY: bench
 bench: deps bin/stoker ## Measure against gRPC and Redis alone (5 minutes; ARGS="--budget 1m" for less)

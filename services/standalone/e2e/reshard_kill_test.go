@@ -21,7 +21,7 @@ import (
 // acknowledged to survive it: replication is asynchronous.
 const killLossWindow = time.Second
 
-// killGrace is how long after the kill an answer of the killed master may still
+// killGrace is how long after the kill a reply of the killed master may still
 // reach its caller.
 const killGrace = 50 * time.Millisecond
 

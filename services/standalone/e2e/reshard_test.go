@@ -209,7 +209,7 @@ func (r *reshard) failOver(t *testing.T) {
 	}
 }
 
-// checkFigures makes sure that the load met the moves, and that it was answered.
+// checkFigures makes sure that the load met the moves, and that its calls succeeded.
 func (r *reshard) checkFigures(t *testing.T) {
 	t.Helper()
 	t.Log("failovers: ", figures(r.load.startPhase()))
@@ -229,7 +229,7 @@ func (r *reshard) checkFigures(t *testing.T) {
 		"ListSessions by user": 40, "ListSessions by project": 15, "ListActiveUsers": 15, "Feed": 100, "WatchEvents": 5,
 	} {
 		if c := r.moving[op]; c == nil || c.ok < least {
-			t.Errorf("while slots moved, %s: %+v, want %d answers or more", op, c, least)
+			t.Errorf("while slots moved, %s: %+v, want %d OK or more", op, c, least)
 		}
 	}
 	// What a watch has received; with a journal, cursors may change in an outage.

@@ -107,7 +107,7 @@ func readShard(t *testing.T, cluster *redistest.Cluster, shard int) rawShard {
 	return r
 }
 
-// unswept counts the sessions whose record says that they are live though they
+// unswept counts the sessions whose record has them live though they
 // were due some time ago.
 func (r rawShard) unswept(ago time.Duration) (n int) {
 	limit := time.Now().Add(-ago).UnixMilli()
@@ -188,7 +188,7 @@ func (r rawShard) faults() (wrong []string) {
 const slotSettle = 10 * time.Second
 
 // checkAtRest holds everything to what was acknowledged, once no slot moves and
-// no client calls: keys, indexes, answers, logs and the feed.
+// no client calls: keys, indexes, responses, logs and the feed.
 func (l *slotLoad) checkAtRest(t *testing.T, cluster *redistest.Cluster, shards int) {
 	t.Helper()
 	l.report(t, "under load")
@@ -262,7 +262,7 @@ func (l *slotLoad) checkLog(t *testing.T, id string, s rawSession) {
 	types, extensions := map[string]int{}, int32(0)
 	got, err := l.store.GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: id})
 	if err != nil {
-		l.fault("%s has a record, and is answered %v", id, err)
+		l.fault("%s has a record, and GetSession returned %v", id, err)
 		return
 	}
 	extensions = got.GetExtensionCount()
@@ -314,12 +314,12 @@ func (l *slotLoad) checkLists(t *testing.T) {
 	counts := l.startPhase()
 	for _, op := range []string{"ListSessions by user", "ListSessions by project", "ListActiveUsers"} {
 		if c := counts[op]; c == nil || c.unavailable > 0 || c.ok < len(projects) {
-			t.Errorf("at rest, %s: %+v, want %d answers or more and none UNAVAILABLE", op, c, len(projects))
+			t.Errorf("at rest, %s: %+v, want %d OK or more and none UNAVAILABLE", op, c, len(projects))
 		}
 	}
 }
 
-// awaitRest waits until a store has replayed its journal and answers about every
+// awaitRest waits until a store has replayed its journal and serves every
 // shard. Nothing may be a dead letter.
 func (l *slotLoad) awaitRest(t *testing.T, admin sessionv1.AdminServiceClient, ids []string) {
 	t.Helper()
@@ -340,7 +340,7 @@ func (l *slotLoad) awaitRest(t *testing.T, admin sessionv1.AdminServiceClient, i
 	}
 	for _, store := range []sessionv1.StorageServiceClient{l.store, l.peer} {
 		for _, id := range byShard {
-			eventually(t, 10*time.Second, "Redis answers about every shard", func() bool {
+			eventually(t, 10*time.Second, "every shard is served", func() bool {
 				var h metadata.MD
 				_, err := store.GetSession(t.Context(), &sessionv1.GetSessionRequest{Id: id}, grpc.Header(&h))
 				_, err2 := store.AppendEvents(t.Context(), &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Type: "input:probe"}}})

@@ -33,7 +33,7 @@ type slotLoad struct {
 	// byOp are all calls, and those of the current phase.
 	total, phase map[string]*opCount
 	// downSince and longest are the outages of each shard, as its callers see them:
-	// from a call that is UNAVAILABLE to the next one that Redis answers.
+	// from a call that is UNAVAILABLE to the next one that Redis serves.
 	downSince map[int]time.Time
 	longest   time.Duration
 	journaled int
@@ -311,7 +311,7 @@ func (l *slotLoad) watch(ctx context.Context, id string) (got []string, truncate
 	return got, truncated
 }
 
-// startFeed consumes the feed until the test ends: what expires waits for it.
+// startFeed consumes the feed until the test ends: sessions expire only after it has read the feed that far.
 func (l *slotLoad) startFeed(t *testing.T) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())

@@ -20,7 +20,7 @@ import (
 )
 
 // slotClient calls operations that change sessions, all of its own, so that each
-// answer can be judged at once. The long-lived ones are in mine.
+// response can be judged at once. The long-lived ones are in mine.
 type slotClient struct {
 	*writer
 	load    *slotLoad
@@ -32,7 +32,7 @@ type slotClient struct {
 	// request is the request id in use, made the session that it has created.
 	request, made string
 	// revoked is the user whose sessions are to be revoked, revoking these; unsure
-	// is set once the answer to one of that user's calls is not known.
+	// is set once the outcome of one of that user's calls is unknown.
 	revoked  string
 	revoking []string
 	unsure   int
@@ -140,7 +140,7 @@ func (c *slotClient) createLong(ctx context.Context) {
 }
 
 // createOnce creates a session under a request id, and the next time repeats the
-// request: until an answer is known, and then once more.
+// request: until its outcome is known, and then once more.
 func (c *slotClient) createOnce(ctx context.Context) {
 	if c.request == "" {
 		c.request = fmt.Sprintf("%s-%d", c.user, c.n)
@@ -254,7 +254,7 @@ func (c *slotClient) extendMany(ctx context.Context) {
 		return
 	}
 	if len(resp.GetResults()) != len(req.GetItems()) {
-		c.fault("BatchExtendTTL answered %d of %d items", len(resp.GetResults()), len(req.GetItems()))
+		c.fault("BatchExtendTTL returned %d of %d items", len(resp.GetResults()), len(req.GetItems()))
 	}
 	for _, r := range resp.GetResults() {
 		if e := r.GetError(); e != nil {
@@ -316,7 +316,7 @@ func (c *slotClient) revokeNow(ctx context.Context) {
 		return
 	}
 	if n := int(r.GetCount()); c.unsure == 0 && n != len(c.revoking) || n > 3 {
-		c.fault("RevokeUserSessions ended %d sessions of a user with %d; calls with no answer: %d", n, len(c.revoking), c.unsure)
+		c.fault("RevokeUserSessions ended %d sessions of a user with %d; calls of unknown outcome: %d", n, len(c.revoking), c.unsure)
 	}
 	for _, id := range c.revoking {
 		c.set(id, func(s *told) { s.ended = true })

@@ -18,7 +18,7 @@ import (
 )
 
 // read makes one call that reads, records how it went, and reports whether the
-// answer is marked as one that may be old.
+// response is marked as one that may be old.
 func (l *slotLoad) read(op, id string, do func(h grpc.CallOption) error) (stale bool, err error) {
 	begin := time.Now()
 	var h metadata.MD
@@ -63,7 +63,7 @@ func (l *slotLoad) batchGet(ctx context.Context, ids []string) {
 		l.fault("BatchGetSessions: %v", err)
 	}
 	if err == nil && len(resp.GetResults()) != len(ids) {
-		l.fault("BatchGetSessions answered %d of %d ids", len(resp.GetResults()), len(ids))
+		l.fault("BatchGetSessions returned %d of %d ids", len(resp.GetResults()), len(ids))
 	}
 	for _, r := range resp.GetResults() {
 		if e := r.GetError(); e != nil {
@@ -106,7 +106,7 @@ func (l *slotLoad) getTTL(ctx context.Context, id string, explain bool) {
 }
 
 // listEvents reads a session's log. What was acknowledged must be there, in order
-// and once, unless the answer says that it may not be whole.
+// and once, unless the response is marked as incomplete.
 func (l *slotLoad) listEvents(ctx context.Context, id string) {
 	before, after, whole := l.of(id), "0", true
 	var got []string
@@ -122,7 +122,7 @@ func (l *slotLoad) listEvents(ctx context.Context, id string) {
 		}
 		whole = whole && !stale
 		if page.GetTruncated() && !stale {
-			l.fault("ListEvents of %s says that events are gone", id)
+			l.fault("ListEvents of %s reports that events are gone", id)
 		}
 		for _, e := range page.GetEvents() {
 			got = append(got, e.GetId())
@@ -252,7 +252,7 @@ func (c *slotClient) getPolicy(ctx context.Context) {
 
 // slotReads are the operations that read, with how often a load calls each; id is
 // any session, seeds are long-lived ones that nobody changes: the other replica
-// does not know what waits in the journal of the first.
+// does not know the pending writes in the journal of the first.
 var slotReads = []struct {
 	op     string
 	weight int

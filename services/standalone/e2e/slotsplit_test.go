@@ -81,8 +81,8 @@ type split struct {
 }
 
 // TestSplitSlot: the keys of one shard move one after the other, in ten orders.
-// At several places on the way every operation is called: it is answered rightly,
-// or journaled, or UNAVAILABLE and without effect by half. Sessions fall due
+// At several places on the way every operation is called: it returns the right result,
+// or is journaled, or is UNAVAILABLE and applied wholly or not at all. Sessions fall due
 // meanwhile. When the slot has moved, all indexes are whole.
 func TestSplitSlot(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
@@ -124,16 +124,19 @@ func newSplit(t *testing.T, journal bool) *split {
 // splitRounds is how often every operation is called at most while a slot moves.
 const splitRounds = 10
 
-// splitGroup is a user with sessions to be revoked.
-type splitGroup struct {
-	user string
-	ids  []string
+// splitSet are the sessions of one order, beside those of its client.
+type splitSet struct {
+	*slotClient
+	// toRevoke is a session of a user of its own for each round.
+	toRevoke []string
+	// lapsing fall due while the slot moves, and nobody extends them.
+	lapsing []string
 }
 
 // prepare creates the sessions of one order, before the slot opens.
-func (s *split) prepare(t *testing.T, name string) (c *slotClient, groups []splitGroup) {
+func (s *split) prepare(t *testing.T, name string) *splitSet {
 	t.Helper()
-	c = newSlotClient(s.load, name, nil)
+	c := &splitSet{slotClient: newSlotClient(s.load, name, nil)}
 	c.extension = 600 * time.Millisecond
 	for range 4 {
 		c.n++
@@ -148,21 +151,24 @@ func (s *split) prepare(t *testing.T, name string) (c *slotClient, groups []spli
 		c.createLong(t.Context())
 	}
 	for i := range splitRounds {
-		g := splitGroup{user: fmt.Sprintf("%s-revoked-%d", name, i)}
-		g.ids = append(g.ids, c.createAs(t.Context(), &sessionv1.CreateSessionRequest{
-			User: g.user, Project: c.project, TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(faultTTL)},
+		c.toRevoke = append(c.toRevoke, c.createAs(t.Context(), &sessionv1.CreateSessionRequest{
+			User: fmt.Sprintf("%s-revoked-%d", name, i), Project: c.project, TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(faultTTL)},
 		}))
-		groups = append(groups, g)
 	}
 	c.setPolicy(t.Context())
-	for range 6 { // they fall due while the slot moves
+	for range 4 {
 		c.n++
 		c.createDue(t.Context())
 	}
-	if c.err != nil || len(c.mine) != 4 || len(c.spare) != 2*splitRounds || len(c.due) != 6 {
+	for i := range 5 {
+		c.lapsing = append(c.lapsing, c.createAs(t.Context(), &sessionv1.CreateSessionRequest{
+			User: c.user, Project: c.project, TtlPolicy: &sessionv1.TTLPolicy{BaseTtl: durationpb.New(time.Duration(300+100*i) * time.Millisecond)},
+		}))
+	}
+	if c.err != nil || len(c.mine) != 4 || len(c.spare) != 2*splitRounds || len(c.due) != 4 {
 		t.Fatalf("%d, %d and %d sessions, %v", len(c.mine), len(c.spare), len(c.due), c.err)
 	}
-	return c, groups
+	return c
 }
 
 // move moves the slot to another node in an order, calling every operation after
@@ -175,20 +181,23 @@ func (s *split) move(t *testing.T, o splitOrder, i int, seed uint64) {
 	if i%2 == 1 { // back again
 		to = masters[(at+len(masters)-1)%len(masters)]
 	}
-	c, groups := s.prepare(t, fmt.Sprint("order-", i))
+	c := s.prepare(t, fmt.Sprint("order-", i))
 	s.load.startPhase()
 	journaled := s.load.journaled
 	begin := time.Now()
 
 	s.cluster.OpenSlot(t, s.slot, from, to)
-	s.callAll(t, c, &groups)
+	s.callAll(t, c)
 	parts := o.parts(s.cluster.KeysInSlot(t, from, s.slot), seed)
-	for _, keys := range parts {
+	for p, keys := range parts {
 		s.migrate(t, from, to, keys)
 		if here, there := len(s.cluster.KeysInSlot(t, from, s.slot)), len(s.cluster.KeysInSlot(t, to, s.slot)); here > 0 && there > 0 {
 			s.met++
 		}
-		s.callAll(t, c, &groups)
+		s.callAll(t, c)
+		if p == (len(parts)-1)/2 { // the keys are on both nodes
+			time.Sleep(time.Until(s.load.of(c.lapsing[len(c.lapsing)-1]).deadline))
+		}
 		time.Sleep(120 * time.Millisecond) // for two sweeps
 	}
 	for round := 0; ; round++ {
@@ -203,8 +212,10 @@ func (s *split) move(t *testing.T, o splitOrder, i int, seed uint64) {
 	}
 	s.cluster.FinishSlot(t, s.slot, from, to)
 	met := s.load.startPhase()
-	if n := s.fallenDue(begin, time.Now()); n < 4 {
-		t.Errorf("%d sessions fell due while the slot moved, want 4 or more", n)
+	for _, id := range c.lapsing {
+		if d := s.load.of(id).deadline; d.Before(begin) || d.After(time.Now()) {
+			t.Errorf("%s fell due at %v, want while the slot moved, from %v on", id, d, begin)
+		}
 	}
 	t.Logf("seed %d: %d parts in %v, %d writes journaled; %s", seed, len(parts), time.Since(begin).Round(time.Millisecond), s.load.journaled-journaled, figures(met))
 
@@ -213,21 +224,9 @@ func (s *split) move(t *testing.T, o splitOrder, i int, seed uint64) {
 	s.load.checkAtRest(t, s.cluster, 1)
 	for _, op := range []string{"GetSession", "BatchGetSessions", "GetTTL", "ExplainTTL", "ListEvents"} {
 		if n := met[op]; n == nil || n.ok == 0 {
-			t.Errorf("%s: %+v while the slot moved, want some answers", op, n)
+			t.Errorf("%s: %+v while the slot moved, want some OK", op, n)
 		}
 	}
-}
-
-// fallenDue counts the sessions whose deadline was between two times.
-func (s *split) fallenDue(from, to time.Time) (n int) {
-	s.load.mu.Lock()
-	defer s.load.mu.Unlock()
-	for _, of := range s.load.told {
-		if of.deadline.After(from) && of.deadline.Before(to) {
-			n++
-		}
-	}
-	return n
 }
 
 func (s *split) migrate(t *testing.T, from, to string, keys []string) {
@@ -240,23 +239,24 @@ func (s *split) migrate(t *testing.T, from, to string, keys []string) {
 
 // callAll calls every operation once, each change about other sessions, and then
 // reads all of the client's sessions: what was acknowledged must be visible.
-func (s *split) callAll(t *testing.T, c *slotClient, groups *[]splitGroup) {
+func (s *split) callAll(t *testing.T, c *splitSet) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	known := append(slices.Concat(c.mine, c.spare, c.due), (*groups)[0].ids...)
+	if len(c.toRevoke) == 0 {
+		t.Fatalf("more than %d rounds", splitRounds)
+	}
+	known := slices.Concat(c.mine, c.spare, c.due, c.lapsing, c.toRevoke[:1])
 	for _, o := range slotChanges {
 		c.n++
 		if o.op == "RevokeUserSessions" {
-			if len(*groups) == 0 {
-				t.Fatalf("more than %d rounds", splitRounds)
-			}
-			c.revoked, c.revoking, c.unsure = (*groups)[0].user, (*groups)[0].ids, 0
-			*groups = (*groups)[1:]
+			id := c.toRevoke[0]
+			c.toRevoke = c.toRevoke[1:]
+			c.revoked, c.revoking, c.unsure = s.load.of(id).user, []string{id}, 0
 			c.revokeNow(ctx)
 			continue
 		}
-		o.run(c, ctx)
+		o.run(c.slotClient, ctx)
 	}
 	for _, id := range known {
 		s.load.get(ctx, s.load.store, id)
