@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -145,12 +146,15 @@ func (l *lane) planOnward(ctx context.Context, cluster *goredis.ClusterClient, t
 	trips[hop{node, !moved}] = append(trips[hop{node, !moved}], cmd)
 }
 
-// routingKey is the key by which a command is sent: a script's first, any other
-// command's first argument.
+// routingKey is the key by which a command is sent: a script's first, the one behind
+// "streams", any other command's first argument.
 func routingKey(cmd goredis.Cmder) string {
 	args, at := cmd.Args(), 1
-	if name := cmd.Name(); name == "evalsha" || name == "eval" {
-		at = 3
+	switch cmd.Name() {
+	case "evalsha", "eval":
+		at = argsAt
+	case "xread":
+		at = 1 + slices.IndexFunc(args, func(arg any) bool { return arg == "streams" })
 	}
 	if at >= len(args) {
 		return ""

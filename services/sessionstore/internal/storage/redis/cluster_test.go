@@ -3,6 +3,7 @@
 package redis_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
@@ -126,6 +128,58 @@ func TestClusterFollowsSlotsThatMove(t *testing.T) {
 	}
 }
 
+// TestClusterIsAskedDirectly: with every slot at rest, no command goes to a node
+// that has to send it on, whatever the store does.
+func TestClusterIsAskedDirectly(t *testing.T) {
+	cluster := redistest.StartCluster(t, 3)
+	before := cluster.CountErrors(t, "MOVED")
+	s := open(t, cluster.URL())
+	r, err := s.OpenFeed(t.Context(), "activity", "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for n := range 3 * storagetest.Shards {
+		id, _ := create(t, s, newSession(n%storagetest.Shards, "ann", time.Second), fmt.Sprint("req", n))
+		if _, err := s.Append(t.Context(), id, []*sessionv1.Event{{Id: "e", Type: "input:text"}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.ListEvents(t.Context(), storage.EventQuery{SessionID: id, After: "0", Limit: 10}); err != nil {
+			t.Fatal(err)
+		}
+		if res, err := s.Extend(t.Context(), []storage.Activity{{SessionID: id}, {SessionID: id}}); err != nil || res[0].Err != nil {
+			t.Fatal(err, res)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for delivered := 0; delivered < 3*storagetest.Shards; {
+		b, err := r.Next(ctx, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		delivered += len(b.Entries)
+		for _, e := range b.Entries {
+			if err := r.Ack(ctx, []storage.FeedAck{{Shard: int(e.GetShard()), Cursor: e.GetCursor()}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	_, listErr := s.List(t.Context(), storage.ListQuery{Limit: 100})
+	_, usersErr := s.ActiveUsers(t.Context(), storage.ListQuery{Limit: 100})
+	_, groupsErr := s.Groups(t.Context())
+	_, censusErr := s.Census(t.Context())
+	_, sweepErr := s.Sweep(t.Context())
+	_, repairErr := s.Repair(t.Context(), storage.RepairQuery{})
+	_, revokeErr := s.RevokeUser(t.Context(), "acme", "ann", nil, "")
+	if err := errors.Join(listErr, usersErr, groupsErr, censusErr, sweepErr, repairErr, revokeErr, s.Hold(t.Context(), "me", time.Now()), s.Status(t.Context()).Err); err != nil {
+		t.Error(err)
+	}
+	if moved := cluster.CountErrors(t, "MOVED") - before; moved > 0 {
+		t.Errorf("%d commands went to a node that does not have the key", moved)
+	}
+}
+
 // TestClusterWithoutAMaster: with one of three masters away, be it the one that
 // keeps the store's own notes, the rest is swept, and the store says of itself
 // that a part of it answers. With all of them away it says that none does.
@@ -147,6 +201,7 @@ func TestClusterWithoutAMaster(t *testing.T) {
 			if st := s.Status(t.Context()); st.Err != nil {
 				t.Fatal(st.Err)
 			}
+			zero := cluster.MasterOf(t, cluster.SlotOf(t, "stoker:{s0}:feed"))
 			if err := cluster.Nodes[away].Kill(); err != nil {
 				t.Fatal(err)
 			}
@@ -157,6 +212,21 @@ func TestClusterWithoutAMaster(t *testing.T) {
 				if st := s.Status(t.Context()); !errors.Is(st.Err, storage.ErrPartly) || !errors.Is(st.Err, storage.ErrUnavailable) {
 					t.Errorf("status: %v", st.Err)
 				}
+			}
+			// The consumers of a group are known on the node of shard 0.
+			r, err := s.OpenFeed(t.Context(), "activity", "one")
+			switch {
+			case cluster.Nodes[away].Addr == zero:
+				if !errors.Is(err, storage.ErrUnavailable) {
+					t.Errorf("opening the feed: %v", err)
+				}
+			case err != nil:
+				t.Errorf("opening the feed of the other shards: %v", err)
+			default:
+				if b, err := r.Next(t.Context(), 100); err != nil || len(b.Shards) == 0 || len(b.Shards) == storagetest.Shards {
+					t.Errorf("reading the other shards: %+v, %v", b, err)
+				}
+				_ = r.Close() // its shards on the dead node cannot be released
 			}
 			for _, node := range cluster.Nodes {
 				_ = node.Kill()
