@@ -213,9 +213,10 @@ func TestRepairWarnsOnce(t *testing.T) {
 		warned bool
 		damage []any
 	}{
-		"warned":                       {true, []any{"ping"}},
-		"warned by an earlier version": {true, []any{"hdel", "<p>session:<id>", "warned"}},
-		"lost before it was warned":    {false, []any{"zrem", "<p>warnings", "<id>"}},
+		"warned":                        {true, []any{"ping"}},
+		"warned by an earlier version":  {true, []any{"hdel", "<p>session:<id>", "warned"}},
+		"the mark of a deadline before": {true, []any{"hset", "<p>session:<id>", "warned", 1}},
+		"lost before it was warned":     {false, []any{"zrem", "<p>warnings", "<id>"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			x := newIndexed(t, 5*time.Minute) // less than extend_below

@@ -46,10 +46,10 @@ put(DEADLINES, id, v[2])
 if v[4] then put(BY_USER, v[4], 0) end
 put(BY_PROJECT, v[5], 0)
 
--- Whether session:expiring was given for this deadline. Versions before format 2
--- left no mark; the log shows it.
+-- Whether session:expiring was given for this deadline. Earlier versions leave no
+-- mark, also beside that of an earlier deadline; the log shows it.
 local function warned()
-  if v[7] then return v[7] == v[2] end
+  if v[7] == v[2] then return true end
   for _, entry in ipairs(redis.call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 1000)) do
     local f = entry[2]
     if f[1] == 'L' and f[2] == 'session:expiring' then
