@@ -64,6 +64,12 @@ func start(t *testing.T, name string, args ...string) *process {
 	if _, err := os.Stat(path); err != nil {
 		t.Fatalf("%v: run `make build` first", err)
 	}
+	return startBinary(t, path, args...)
+}
+
+// startBinary runs a binary and ends it with the test.
+func startBinary(t *testing.T, path string, args ...string) *process {
+	t.Helper()
 	p := &process{cmd: exec.Command(path, args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	if err := p.cmd.Start(); err != nil {
@@ -76,7 +82,7 @@ func start(t *testing.T, name string, args ...string) *process {
 	t.Cleanup(func() {
 		p.stop(t, syscall.SIGTERM)
 		if t.Failed() {
-			t.Logf("%s printed:\n%s", name, p.out.String())
+			t.Logf("%s printed:\n%s", path, p.out.String())
 		}
 	})
 	return p

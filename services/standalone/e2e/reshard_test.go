@@ -41,7 +41,7 @@ func TestReshardUnderLoad(t *testing.T) {
 			})
 			r.checkFigures(t)
 			r.load.awaitRest(t, r.admin, r.seeds)
-			r.awaitShortLived(t)
+			r.load.awaitShortLived(t)
 			r.load.checkAtRest(t, r.cluster, reshardShards)
 			r.killMaster(t)
 		})
@@ -248,25 +248,4 @@ func containsInOrder(got, want []string) bool {
 		got = got[i+1:]
 	}
 	return true
-}
-
-// awaitShortLived waits until the last of the sessions that expire soon can have
-// no more extension.
-func (r *reshard) awaitShortLived(t *testing.T) {
-	t.Helper()
-	last, n := time.Time{}, 0
-	r.load.mu.Lock()
-	for _, s := range r.load.told {
-		if s.limit.Before(time.Now().Add(faultTTL / 2)) {
-			n++
-			if s.limit.After(last) {
-				last = s.limit
-			}
-		}
-	}
-	r.load.mu.Unlock()
-	if n < 50 {
-		t.Errorf("%d sessions fell due, want 50 or more", n)
-	}
-	time.Sleep(time.Until(last))
 }

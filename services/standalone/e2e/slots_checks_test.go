@@ -60,6 +60,26 @@ func readShard(t *testing.T, cluster *redistest.Cluster, shard int) rawShard {
 	owner := cluster.MasterOf(t, slot)
 	client := goredis.NewClient(&goredis.Options{Addr: owner})
 	defer client.Close()
+	return readShardKeys(t, client, shard, cluster.KeysInSlot(t, owner, slot))
+}
+
+// readServerShard reads a shard from a server that is no cluster.
+func readServerShard(t *testing.T, client *goredis.Client, shard int) rawShard {
+	t.Helper()
+	var keys []string
+	for it := client.Scan(t.Context(), 0, fmt.Sprintf("stoker:{s%d}:*", shard), 1000).Iterator(); ; keys = append(keys, it.Val()) {
+		if !it.Next(t.Context()) {
+			must(t, it.Err())
+			break
+		}
+	}
+	slices.Sort(keys)
+	return readShardKeys(t, client, shard, slices.Compact(keys))
+}
+
+// readShardKeys reads a shard, whose keys these are, from a server.
+func readShardKeys(t *testing.T, client *goredis.Client, shard int, keys []string) rawShard {
+	t.Helper()
 	r := rawShard{
 		shard: shard, sessions: map[string]rawSession{}, scores: map[string]map[string]float64{},
 		members: map[string][]string{}, parts: map[string][]string{},
@@ -67,7 +87,7 @@ func readShard(t *testing.T, cluster *redistest.Cluster, shard int) rawShard {
 	prefix := fmt.Sprintf("stoker:{s%d}:", shard)
 	pipe := client.Pipeline()
 	records := map[string]*goredis.SliceCmd{}
-	for _, k := range cluster.KeysInSlot(t, owner, slot) {
+	for _, k := range keys {
 		kind, id, _ := strings.Cut(strings.TrimPrefix(k, prefix), ":")
 		switch kind {
 		case "session":
@@ -191,15 +211,21 @@ const slotSettle = 10 * time.Second
 // no client calls: keys, indexes, responses, logs and the feed.
 func (l *slotLoad) checkAtRest(t *testing.T, cluster *redistest.Cluster, shards int) {
 	t.Helper()
-	l.report(t, "under load")
 	for _, wrong := range cluster.Misplaced(t, shardKeys(shards)...) {
 		t.Error(wrong)
 	}
+	l.checkShards(t, shards, func(shard int) rawShard { return readShard(t, cluster, shard) })
+}
+
+// checkShards is checkAtRest for shards that read reads.
+func (l *slotLoad) checkShards(t *testing.T, shards int, read func(shard int) rawShard) {
+	t.Helper()
+	l.report(t, "under load")
 	raw := make([]rawShard, shards)
 	deadline := time.Now().Add(slotSettle)
 	for shard := range raw {
 		for {
-			raw[shard] = readShard(t, cluster, shard)
+			raw[shard] = read(shard)
 			n := raw[shard].unswept(time.Second)
 			if n == 0 {
 				break
@@ -354,4 +380,25 @@ func (l *slotLoad) awaitRest(t *testing.T, admin sessionv1.AdminServiceClient, i
 			})
 		}
 	}
+}
+
+// awaitShortLived waits until the last of the sessions that expire soon can have
+// no more extension.
+func (l *slotLoad) awaitShortLived(t *testing.T) {
+	t.Helper()
+	last, n := time.Time{}, 0
+	l.mu.Lock()
+	for _, s := range l.told {
+		if s.limit.Before(time.Now().Add(faultTTL / 2)) {
+			n++
+			if s.limit.After(last) {
+				last = s.limit
+			}
+		}
+	}
+	l.mu.Unlock()
+	if n < 50 {
+		t.Errorf("%d sessions fell due, want 50 or more", n)
+	}
+	time.Sleep(time.Until(last))
 }

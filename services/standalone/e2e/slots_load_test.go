@@ -39,7 +39,9 @@ type slotLoad struct {
 	longest   time.Duration
 	journaled int
 
-	feed     feedLog
+	feed feedLog
+	// group is the consumer group that reads the feed.
+	group    string
 	reported map[string]bool
 }
 
@@ -48,7 +50,7 @@ type opCount struct{ ok, unavailable, other int }
 
 func newSlotLoad(store, peer sessionv1.StorageServiceClient) *slotLoad {
 	l := &slotLoad{
-		store: store, peer: peer,
+		store: store, peer: peer, group: "activity",
 		total: map[string]*opCount{}, phase: map[string]*opCount{}, downSince: map[int]time.Time{},
 		feed: feedLog{seen: map[string]bool{}, events: map[string]map[string]int{}}, reported: map[string]bool{},
 	}
@@ -232,7 +234,7 @@ func feedName(e *sessionv1.Event) string {
 	return e.GetType() + " " + e.GetId()
 }
 
-// consumeFeed reads the feed as the activity group until ctx ends. A stream may
+// consumeFeed reads the feed as the consumer group until ctx ends. A stream may
 // break with UNAVAILABLE only, and is opened again. It ends with OK where its
 // consumer seems to read elsewhere: a failover can bring back the lease of the
 // stream before.
@@ -257,7 +259,7 @@ func (l *slotLoad) consumeOnce(ctx context.Context) error {
 		return err
 	}
 	// Of an error in Send, Recv returns the cause.
-	_ = stream.Send(&sessionv1.FeedRequest{Open: &sessionv1.FeedRequest_Open{Group: "activity", Consumer: "one"}, Credits: 10_000})
+	_ = stream.Send(&sessionv1.FeedRequest{Open: &sessionv1.FeedRequest_Open{Group: l.group, Consumer: "one"}, Credits: 10_000})
 	for {
 		m, err := stream.Recv()
 		if err != nil {

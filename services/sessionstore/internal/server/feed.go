@@ -35,6 +35,9 @@ func (s *Server) Feed(stream grpc.BidiStreamingServer[sessionv1.FeedRequest, ses
 	defer context.AfterFunc(s.cfg.Stopping, func() { cancel(storage.ErrClosed) })()
 	reader, err := s.cfg.Store.OpenFeed(ctx, first.GetOpen().GetGroup(), first.GetOpen().GetConsumer())
 	if err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, storage.ErrClosed) {
+			err = cause // it is not the caller that has left
+		}
 		return err
 	}
 	f := &feedStream{stream: stream, reader: reader, granted: make(chan struct{}, 1), answered: make(chan struct{})}
