@@ -204,7 +204,9 @@ func (r *repair) scanServer(ctx context.Context, node *goredis.Client, cursor ui
 			return cursor, err
 		}
 		cursor, looked = next, looked+scanPage
-		r.sum.Keys += scanPage
+		if r.sum.Keys += scanPage; r.sum.Total > 0 {
+			r.sum.Keys = min(r.sum.Keys, r.sum.Total) // a page may have fewer
+		}
 		r.report()
 		if cursor == 0 || r.q.Budget > 0 && looked >= r.q.Budget {
 			return cursor, nil
