@@ -28,7 +28,7 @@ func (c *Config) StoreFlags(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.Retention, "retention", time.Hour, "how long an ended or expired session stays readable")
 	fs.DurationVar(&c.LeaseTTL, "lease-ttl", 6*time.Second, "how long a feed consumer that has vanished keeps its shards")
 	fs.DurationVar(&c.Sweep, "sweep-interval", 250*time.Millisecond, "time between two sweeps for due sessions")
-	fs.DurationVar(&c.Census, "census-interval", time.Minute, "time between two counts of sessions by phase, for the metrics; 0 for none")
+	fs.DurationVar(&c.Census, "census-interval", time.Minute, "time between two censuses: each counts sessions by phase for the metrics, and compares a part of the sessions with their index entries; 0 for none")
 	fs.IntVar(&c.EventData, "event-data-limit", 64<<10, "most bytes of an event's data")
 	fs.IntVar(&c.SessionData, "session-data-limit", 256<<10, "most bytes of a session's data")
 	fs.IntVar(&c.MaxLabels, "max-labels", 64, "most labels of a session")

@@ -73,6 +73,7 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 		PollInterval: cfg.PollInterval, Heartbeat: cfg.Heartbeat,
 	})
 	s.admin = server.NewAdmin(store.Store, breakers, cfg.Clock())
+	s.admin.OnRepair = s.logRepair
 	if store.journal != nil {
 		s.admin.Journal = store.journal
 	}
@@ -135,6 +136,13 @@ func (s *Service) count(ctx context.Context) {
 	}
 }
 
+// logRepair logs and counts what a full repair did.
+func (s *Service) logRepair(ctx context.Context, r storage.RepairResult, err error) {
+	s.metrics.Repaired(ctx, r)
+	s.tel.Log.InfoContext(ctx, "index repair", slog.Bool("done", r.Done), slog.Int64("compared", r.Sessions),
+		slog.Int64("restored", r.Restored), slog.Int64("dropped", r.Dropped), slog.Int64("skipped", r.Skipped), slog.Any("error", err))
+}
+
 // repairSome repairs a bounded part of the indexes: what is lost is found without
 // an operator, if later.
 func (s *Service) repairSome(ctx context.Context) {
@@ -144,7 +152,7 @@ func (s *Service) repairSome(ctx context.Context) {
 		s.tel.Log.WarnContext(ctx, "restored index entries", slog.Int64("sessions", r.Restored), slog.Int64("compared", r.Sessions))
 	}
 	if err != nil && ctx.Err() == nil {
-		s.tel.Log.DebugContext(ctx, "index repair failed", slog.Any("error", err))
+		s.tel.Log.WarnContext(ctx, "index repair failed", slog.Any("error", err))
 	}
 }
 

@@ -29,7 +29,9 @@ type Journal interface {
 type Admin struct {
 	sessionv1.UnimplementedAdminServiceServer
 	// Journal is nil where there is none: no write waits then.
-	Journal  Journal
+	Journal Journal
+	// OnRepair is called with the outcome of each full repair; may be nil.
+	OnRepair func(ctx context.Context, r storage.RepairResult, err error)
 	store    storage.Store
 	breakers *resilience.Registry
 	started  time.Time
@@ -160,10 +162,19 @@ func (a *Admin) RepairIndexes(_ *sessionv1.RepairIndexesRequest, stream grpc.Ser
 			_ = stream.Send(repairReport(r)) // one that has left ends the repair by its context
 		}
 	}})
+	if a.OnRepair != nil {
+		a.OnRepair(stream.Context(), r, err)
+	}
+	if errors.Is(err, storage.ErrPartly) {
+		return rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable,
+			"the repair is not complete, and the format is unchanged: slots are moving, or a part of the store cannot answer; repair again later", nil, wait(err))
+	}
 	if err != nil {
 		return err
 	}
-	return stream.Send(repairReport(r))
+	report := repairReport(r)
+	report.DataFormat = a.store.Status(stream.Context()).Format
+	return stream.Send(report)
 }
 
 func repairReport(r storage.RepairResult) *sessionv1.RepairIndexesResponse {

@@ -57,7 +57,7 @@ func NewMetrics(provider metric.MeterProvider, store storage.Store, limits Limit
 	out.extends = counter("stoker_extend_ttl", "Judged activities by outcome and kind.")
 	out.extendRPCs = counter("stoker_extend_ttl_calls", "Calls of ExtendTTL and BatchExtendTTL.")
 	out.swept = counter("stoker_swept", "What sweeps did, by action.")
-	out.repaired = counter("stoker_index_repairs", "Sessions of which index entries were put back or corrected.")
+	out.repaired = counter("stoker_index_repairs", "Sessions whose index entries a census or a repair restored or corrected.")
 	out.waiters = gauge("stoker_long_polls", "Long polls that wait now.")
 	out.watchers = gauge("stoker_watches", "Watches that are open now.")
 	for o := range sessionv1.ExtendTTLResponse_Outcome_name {
@@ -67,6 +67,7 @@ func NewMetrics(provider metric.MeterProvider, store storage.Store, limits Limit
 				attribute.String("outcome", key.outcome.String()), attribute.String("kind", k)))
 		}
 	}
+	out.Repaired(context.Background(), storage.RepairResult{}) // 0 from the start, so that the first jump shows
 	errs = append(errs, observe(m, store, limits), out.observeCensus(m))
 	return out, errors.Join(errs...)
 }
@@ -173,8 +174,4 @@ func (m *Metrics) Swept(ctx context.Context, r storage.SweepResult) {
 }
 
 // Repaired counts what a repair of indexes did.
-func (m *Metrics) Repaired(ctx context.Context, r storage.RepairResult) {
-	if r.Restored > 0 {
-		m.repaired.Add(ctx, r.Restored)
-	}
-}
+func (m *Metrics) Repaired(ctx context.Context, r storage.RepairResult) { m.repaired.Add(ctx, r.Restored) }

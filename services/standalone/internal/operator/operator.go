@@ -151,10 +151,11 @@ func watch() *cobra.Command {
 // on standard output.
 func repair() *cobra.Command {
 	return dialled(&cobra.Command{
-		Use: "repair", Short: "Compare every session with its index entries and put right what differs", Args: cobra.NoArgs,
-		Long: "Compare the record of every session with its index entries, put back what is missing, correct what is wrong, and remove\n" +
-			"entries that no session is behind. Sessions may be used meanwhile. Run it once after an upgrade, when every replica has the\n" +
-			"new version: it also raises the format of the data in Redis, from when on earlier versions refuse to start.",
+		Use: "repair", Short: "Compare every session with its index entries and correct differences", Args: cobra.NoArgs,
+		Long: "Compare the record of every session with its index entries, restore missing entries, correct wrong ones, and remove entries\n" +
+			"without a session. Sessions may be used meanwhile. Run it once after an upgrade, when every replica has the new version:\n" +
+			"it also raises the format of the data in Redis to 2, after which earlier versions refuse to start. On the embedded store\n" +
+			"there is nothing to repair.",
 	}, func(cmd *cobra.Command, conn *grpc.ClientConn, _ []string) error {
 		stream, err := sessionv1.NewAdminServiceClient(conn).RepairIndexes(cmd.Context(), &sessionv1.RepairIndexesRequest{})
 		if err != nil {
@@ -167,11 +168,12 @@ func repair() *cobra.Command {
 				return errors.New("the repair ended before it was done")
 			case err != nil:
 				return plain(err)
-			case m.GetDone():
-				return show(cmd.OutOrStdout(), m)
 			}
 			if _, err := fmt.Fprintln(cmd.ErrOrStderr(), repairProgress(m)); err != nil {
 				return err
+			}
+			if m.GetDone() {
+				return show(cmd.OutOrStdout(), m)
 			}
 		}
 	})
@@ -184,7 +186,7 @@ func repairProgress(m *sessionv1.RepairIndexesResponse) string {
 	}
 	out := fmt.Sprintf("%s%d sessions compared, %d restored, %d entries dropped", done, m.GetSessions(), m.GetRestored(), m.GetDropped())
 	if n := m.GetSkipped(); n > 0 {
-		out += fmt.Sprintf(", %d on the move", n)
+		out += fmt.Sprintf(", %d not compared yet because their slots are moving", n)
 	}
 	return out
 }

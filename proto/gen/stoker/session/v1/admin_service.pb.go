@@ -409,9 +409,9 @@ type StoreStatus struct {
 	// True while the journal cannot be written: while the backend is away too,
 	// writes are refused. False where there is no journal.
 	JournalBroken bool `protobuf:"varint,11,opt,name=journal_broken,json=journalBroken,proto3" json:"journal_broken,omitempty"`
-	// The format of the data in Redis; empty for the embedded store. "1" is that of
-	// earlier versions, which may have left index entries out: `stoker repair` makes
-	// it "2", from when on those versions refuse to start.
+	// The format of the data in Redis; empty for the embedded store. "1" is the
+	// format of earlier versions, which may have lost index entries. `stoker repair`
+	// raises it to "2"; after that, earlier versions refuse to start.
 	DataFormat    string `protobuf:"bytes,12,opt,name=data_format,json=dataFormat,proto3" json:"data_format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -570,20 +570,22 @@ func (*RepairIndexesRequest) Descriptor() ([]byte, []int) {
 // What a repair has done so far.
 type RepairIndexesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Keys looked at, of total_keys: estimates, both 0 where the store does not
+	// Keys scanned so far, out of about total_keys. Both are 0 if the store does not
 	// count keys.
 	Keys      int64 `protobuf:"varint,1,opt,name=keys,proto3" json:"keys,omitempty"`
 	TotalKeys int64 `protobuf:"varint,2,opt,name=total_keys,json=totalKeys,proto3" json:"total_keys,omitempty"`
 	// Sessions compared with the indexes.
 	Sessions int64 `protobuf:"varint,3,opt,name=sessions,proto3" json:"sessions,omitempty"`
-	// Sessions of which entries were put back or corrected.
+	// Sessions whose entries were restored or corrected.
 	Restored int64 `protobuf:"varint,4,opt,name=restored,proto3" json:"restored,omitempty"`
-	// Entries removed that no session was behind.
+	// Entries removed because their session does not exist.
 	Dropped int64 `protobuf:"varint,5,opt,name=dropped,proto3" json:"dropped,omitempty"`
-	// Sessions that cannot be looked at yet, since their keys are on the move.
+	// Sessions not compared yet because their slots are moving.
 	Skipped int64 `protobuf:"varint,6,opt,name=skipped,proto3" json:"skipped,omitempty"`
 	// True in the last message.
-	Done          bool `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
+	Done bool `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
+	// In the last message, the format of the data, as in StoreStatus.
+	DataFormat    string `protobuf:"bytes,8,opt,name=data_format,json=dataFormat,proto3" json:"data_format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -665,6 +667,13 @@ func (x *RepairIndexesResponse) GetDone() bool {
 		return x.Done
 	}
 	return false
+}
+
+func (x *RepairIndexesResponse) GetDataFormat() string {
+	if x != nil {
+		return x.DataFormat
+	}
+	return ""
 }
 
 type ListDeadLettersRequest struct {
@@ -997,7 +1006,7 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\x0ejournal_broken\x18\v \x01(\bR\rjournalBroken\x12\x1f\n" +
 	"\vdata_format\x18\f \x01(\tR\n" +
 	"dataFormat\"\x16\n" +
-	"\x14RepairIndexesRequest\"\xca\x01\n" +
+	"\x14RepairIndexesRequest\"\xeb\x01\n" +
 	"\x15RepairIndexesResponse\x12\x12\n" +
 	"\x04keys\x18\x01 \x01(\x03R\x04keys\x12\x1d\n" +
 	"\n" +
@@ -1006,7 +1015,9 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\brestored\x18\x04 \x01(\x03R\brestored\x12\x18\n" +
 	"\adropped\x18\x05 \x01(\x03R\adropped\x12\x18\n" +
 	"\askipped\x18\x06 \x01(\x03R\askipped\x12\x12\n" +
-	"\x04done\x18\a \x01(\bR\x04done\"j\n" +
+	"\x04done\x18\a \x01(\bR\x04done\x12\x1f\n" +
+	"\vdata_format\x18\b \x01(\tR\n" +
+	"dataFormat\"j\n" +
 	"\x16ListDeadLettersRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +

@@ -44,11 +44,12 @@ type AdminServiceClient interface {
 	ListDeadLetters(ctx context.Context, in *ListDeadLettersRequest, opts ...grpc.CallOption) (*ListDeadLettersResponse, error)
 	// RetryDeadLetter replays one of them, or drops it.
 	RetryDeadLetter(ctx context.Context, in *RetryDeadLetterRequest, opts ...grpc.CallOption) (*RetryDeadLetterResponse, error)
-	// RepairIndexes compares the record of every session with the index entries of
-	// it, puts back what is missing, corrects what is wrong, and removes entries
-	// that no session is behind. It reports its progress about twice a second; the
-	// last message has done set. Sessions may be used meanwhile. Each replica runs
-	// one repair at a time: a second call is RESOURCE_EXHAUSTED.
+	// RepairIndexes compares the record of every session with its index entries,
+	// restores missing entries, corrects wrong ones, and removes entries without a
+	// session. It reports its progress about twice a second; the last message has
+	// done set. A repair that fails ends with an error status instead: UNAVAILABLE
+	// if slots are moving. Sessions may be used meanwhile. Each replica runs one
+	// repair at a time: a second call is RESOURCE_EXHAUSTED. gRPC only.
 	RepairIndexes(ctx context.Context, in *RepairIndexesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairIndexesResponse], error)
 }
 
@@ -146,11 +147,12 @@ type AdminServiceServer interface {
 	ListDeadLetters(context.Context, *ListDeadLettersRequest) (*ListDeadLettersResponse, error)
 	// RetryDeadLetter replays one of them, or drops it.
 	RetryDeadLetter(context.Context, *RetryDeadLetterRequest) (*RetryDeadLetterResponse, error)
-	// RepairIndexes compares the record of every session with the index entries of
-	// it, puts back what is missing, corrects what is wrong, and removes entries
-	// that no session is behind. It reports its progress about twice a second; the
-	// last message has done set. Sessions may be used meanwhile. Each replica runs
-	// one repair at a time: a second call is RESOURCE_EXHAUSTED.
+	// RepairIndexes compares the record of every session with its index entries,
+	// restores missing entries, corrects wrong ones, and removes entries without a
+	// session. It reports its progress about twice a second; the last message has
+	// done set. A repair that fails ends with an error status instead: UNAVAILABLE
+	// if slots are moving. Sessions may be used meanwhile. Each replica runs one
+	// repair at a time: a second call is RESOURCE_EXHAUSTED. gRPC only.
 	RepairIndexes(*RepairIndexesRequest, grpc.ServerStreamingServer[RepairIndexesResponse]) error
 	mustEmbedUnimplementedAdminServiceServer()
 }

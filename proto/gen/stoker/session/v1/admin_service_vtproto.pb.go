@@ -483,6 +483,13 @@ func (m *RepairIndexesResponse) MarshalToSizedBufferVT(dAtA []byte) (int, error)
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if len(m.DataFormat) > 0 {
+		i -= len(m.DataFormat)
+		copy(dAtA[i:], m.DataFormat)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.DataFormat)))
+		i--
+		dAtA[i] = 0x42
+	}
 	if m.Done {
 		i--
 		if m.Done {
@@ -977,6 +984,10 @@ func (m *RepairIndexesResponse) SizeVT() (n int) {
 	}
 	if m.Done {
 		n += 2
+	}
+	l = len(m.DataFormat)
+	if l > 0 {
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
 	n += len(m.unknownFields)
 	return n

@@ -85,7 +85,7 @@ func (s *Store) checkMeta(ctx context.Context) error {
 		return &mismatchError{fmt.Sprintf("this Redis holds format %s, this program reads formats %s", storage.Shorten(got), strings.Join(readable, " and "))}
 	}
 	if got != format {
-		s.opts.Log.WarnContext(ctx, "index entries may be missing that an earlier version left out; run `stoker repair` once every replica is upgraded",
+		s.opts.Log.WarnContext(ctx, "an earlier version may have lost index entries; when every replica is upgraded, run `stoker repair` once",
 			slog.String("format", got), slog.String("latest", format))
 	}
 	s.dataFormat.Store(&got)

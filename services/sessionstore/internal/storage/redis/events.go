@@ -46,7 +46,7 @@ func (s *Store) append(ctx context.Context, sh *shard, id string, events []*sess
 		}
 	}
 	r, err := s.run(ctx, call)
-	if err := check(r, err); err != nil {
+	if err := s.confirm(ctx, sh, check(r, err)); err != nil {
 		return nil, err
 	}
 	cursors := make([]string, len(events))
@@ -151,7 +151,7 @@ func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after
 		return storage.EventPage{}, err
 	}
 	if state.Val()[0] == nil {
-		return storage.EventPage{}, storage.ErrNotFound
+		return storage.EventPage{}, s.confirm(ctx, sh, storage.ErrNotFound)
 	}
 	st, _ := state.Val()[0].(string)
 	return decodePage(q, after, log.Val(), st, state.Val()[1])

@@ -3,7 +3,9 @@ package redis
 import (
 	"context"
 	"hash/maphash"
+	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -58,7 +60,8 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	if len(items) == 1 {
 		// The usual single call rides with those of other callers.
 		if sh := s.shardOf(items[0].SessionID); sh != nil {
-			out[0] = s.extended(s.extendOne(ctx, sh, items[0], present))
+			r, err := s.extendOne(ctx, sh, items[0], present)
+			out[0] = s.extended(ctx, sh, r, err)
 		} else {
 			out[0].Response = lifetime.Missing()
 		}
@@ -80,14 +83,19 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 		b.add(i, sh, times[a.SessionID] > 1 || s.forecast.extends(a.SessionID))
 	}
 	b.run(ctx)
-	for _, i := range b.undecided() {
+	again := b.undecided()
+	if len(again) > 0 {
+		b.items = slices.Clone(items) // the caller's stay as they are
+	}
+	for _, i := range again {
+		b.items[i].Time = b.replies[i].judged(b.items[i].Time)
 		b.add(i, s.shardOf(items[i].SessionID), true)
 	}
 	b.run(ctx)
 	for i := range items {
 		if out[i].Response == nil {
-			out[i] = s.extended(b.replies[i], b.errs[i])
-			s.learn(items[i].SessionID, b.replies[i], b.errs[i])
+			out[i] = s.extended(ctx, s.shardOf(items[i].SessionID), b.replies[i], b.errs[i])
+			s.learn(ctx, items[i].SessionID, b.replies[i], b.errs[i])
 		}
 	}
 	return out, nil
@@ -142,16 +150,33 @@ func (s *Store) extendOne(ctx context.Context, sh *shard, a storage.Activity, as
 		}
 	}
 	if err == nil && r.num(exOutcome) == again {
+		a.Time = r.judged(a.Time)
 		r, err = s.run(ctx, s.extension(sh, a, as, true))
 	}
-	s.learn(a.SessionID, r, err)
+	s.learn(ctx, a.SessionID, r, err)
 	return r, err
 }
 
-// learn makes the forecast for a session's next activity.
-func (s *Store) learn(id string, r reply, err error) {
-	if err == nil {
-		s.forecast.learn(id, len(r) > exExpireAfter)
+// judged is the time that an activity without one was judged by, in a reply that
+// asks for more keys: the second call must be about the same time.
+func (r reply) judged(at time.Time) time.Time {
+	if at.IsZero() {
+		return time.UnixMilli(r.num(1))
+	}
+	return at
+}
+
+// learn makes the forecast for a session's next activity. While earlier versions
+// may still run, it also keeps the request key of a session that was extended: they
+// made it expire soon after the deadline that the session had then.
+func (s *Store) learn(ctx context.Context, id string, r reply, err error) {
+	if err != nil {
+		return
+	}
+	extended := len(r) > exExpireAfter
+	s.forecast.learn(id, extended)
+	if found := s.dataFormat.Load(); extended && found != nil && *found != format {
+		_ = (&repair{s: s}).reindex(ctx, []string{id}) // else a repair comes to it
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -50,6 +51,9 @@ func (s *Store) Repair(ctx context.Context, q storage.RepairQuery) (storage.Repa
 	}
 	if err := r.dropAllOrphans(ctx); err != nil {
 		return r.sum, err
+	}
+	if r.malformed > 0 {
+		return r.sum, fmt.Errorf("%d records are malformed and could not be compared", r.malformed)
 	}
 	raised, err := s.run(ctx, s.scripts.raiseFormat.on(s.shards[0], "", format))
 	if err != nil {
@@ -110,6 +114,8 @@ type repair struct {
 	q       storage.RepairQuery
 	sum     storage.RepairResult
 	skipped []string // ids of sessions whose slot was on the move
+	// malformed are records that no script of ours has written.
+	malformed int
 }
 
 // scanAll looks at every session. Keys that move from one server to another while
@@ -251,11 +257,15 @@ func (r *repair) reindex(ctx context.Context, ids []string) error {
 	replies, errs := r.s.runEach(ctx, "reindex", calls)
 	for i, id := range ids {
 		switch err := errs[i]; {
+		case err == nil && requests[i].Err() != nil && !errors.Is(requests[i].Err(), goredis.Nil) && len(r.skipped) < skippedMost:
+			r.skip(id) // whether it has a request key is not known
 		case errors.Is(err, storage.ErrUnavailable) && len(r.skipped) < skippedMost:
-			r.skipped = append(r.skipped, id)
-			r.sum.Skipped = int64(len(r.skipped))
-		case err != nil:
+			r.skip(id)
+		case errors.Is(err, storage.ErrUnavailable), errors.Is(err, storage.ErrClosed), ctx.Err() != nil:
 			return err
+		case err != nil:
+			r.malformed++
+			r.s.opts.Log.WarnContext(ctx, "session cannot be compared with its index entries", slog.Int("shard", shards[i].n), slog.Any("error", err))
 		case replies[i].num(0) == none:
 			// Gone since it was found.
 		default:
@@ -264,6 +274,12 @@ func (r *repair) reindex(ctx context.Context, ids []string) error {
 		}
 	}
 	return nil
+}
+
+// skip leaves a session for later.
+func (r *repair) skip(id string) {
+	r.skipped = append(r.skipped, id)
+	r.sum.Skipped = int64(len(r.skipped))
 }
 
 // retrySkipped comes back to sessions whose slot was on the move, until it has
@@ -310,8 +326,18 @@ type orphan struct {
 
 // dropOrphans takes the entries out of a shard's indexes that no session is behind:
 // those of sessions that nobody swept until the safety net took their keys. It
-// returns how many they were.
+// returns how many they were. In a cluster it does nothing while a slot is open:
+// the session may be on the other node.
 func (s *Store) dropOrphans(ctx context.Context, sh *shard) (int, error) {
+	if s.conn.cluster {
+		servers, err := s.conn.read.servers(ctx)
+		if err != nil {
+			return 0, failure(err)
+		}
+		if _, moving, err := layout(ctx, servers); err != nil || moving {
+			return 0, failure(err)
+		}
+	}
 	total := 0
 	for _, index := range []keyKind{keyByProject, keyByUser, keyDeadlines, keyWarnings, keyRetired} {
 		after := ""

@@ -107,7 +107,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 			return err
 		}
 		if r.num(exOutcome) == none {
-			return storage.ErrNotFound
+			return s.confirm(ctx, sh, storage.ErrNotFound)
 		}
 		return w.Outcome(sessionv1.ExtendTTLResponse_Outcome(r.num(exOutcome)))
 	}

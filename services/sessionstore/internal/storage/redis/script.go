@@ -60,8 +60,8 @@ func (s *scripts) byName() map[string]**script {
 
 // constants spells what never changes in a store's life as the beginning of its
 // scripts: an argument costs both sides something at every call.
-func (o Options) constants() string {
-	return fmt.Sprintf("local MAX_EVENTS, KEEP, LINGER, RETENTION = %d, %d, %d, %d\n", o.MaxEvents, o.keep(), o.linger(), o.Retention.Milliseconds()) +
+func (o Options) constants(cluster bool) string {
+	return fmt.Sprintf("local CLUSTER, MAX_EVENTS, KEEP, LINGER, RETENTION = %t, %d, %d, %d, %d\n", cluster, o.MaxEvents, o.keep(), o.linger(), o.Retention.Milliseconds()) +
 		fmt.Sprintf("local MAX_CAUSES, MAX_DECISIONS, MAX_KINDS = %d, %d, %d\n", lifetime.MaxCauses, lifetime.MaxDecisions, lifetime.MaxKinds)
 }
 

@@ -19,6 +19,8 @@ const (
 	superseded = -3
 	// again: the script needs a key that was not declared, and has changed nothing.
 	again = -4
+	// uncertain: there is an index entry and no session, and that proves nothing.
+	uncertain = -5
 )
 
 // undeclaredMost bounds how often a script is called again with a key that it
@@ -117,7 +119,8 @@ func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) 
 	if err != nil {
 		return nil, err
 	}
-	return s.parsed(cmd.Val(), s.now())
+	out, err := s.parsed(cmd.Val(), s.now())
+	return out, s.confirm(ctx, sh, err)
 }
 
 // GetMany answers per id, in one round trip for each node.
@@ -148,6 +151,7 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 		}
 		if out[i].Err = failure(cmd.Err()); out[i].Err == nil {
 			out[i].Session, out[i].Err = s.parsed(cmd.Val(), now)
+			out[i].Err = s.confirm(ctx, s.shardOf(ids[i]), out[i].Err)
 		}
 	}
 	return out, nil
@@ -171,7 +175,7 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 
 func (s *Store) end(ctx context.Context, sh *shard, id, reason string, at asOf) (reply, error) {
 	r, err := s.run(ctx, s.ending(sh, id, reason, at, "1"))
-	return r, check(r, err)
+	return r, s.confirm(ctx, sh, check(r, err))
 }
 
 func (s *Store) ending(sh *shard, id, reason string, at asOf, answer string) invocation {
@@ -187,7 +191,7 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 	if sh == nil {
 		return storage.ErrNotFound
 	}
-	return check(s.remove(ctx, sh, id, present))
+	return s.confirm(ctx, sh, check(s.remove(ctx, sh, id, present)))
 }
 
 // remove deletes a session; a second call declares the key of the request that

@@ -115,6 +115,7 @@ type Store struct {
 	holds    holds
 	scan     scan
 	forecast forecast
+	looks    looks
 
 	// checked is what became of the check of what is in Redis; nil until it is
 	// made, by one caller for all who wait.
@@ -142,13 +143,13 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	sc, err := loadScripts(opts.scriptHead + opts.constants())
-	if err != nil {
-		return nil, err
-	}
 	c, err := dial(opts.URL, opts.Timeout, opts.Breakers)
 	if err != nil {
 		return nil, err
+	}
+	sc, err := loadScripts(opts.scriptHead + opts.constants(c.cluster))
+	if err != nil {
+		return nil, errors.Join(err, c.close())
 	}
 	s := &Store{
 		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}),

@@ -161,6 +161,9 @@ func (sw *sweep) work(ctx context.Context, tasks []task) (failed map[*shard]bool
 			case errs[i] != nil:
 				sw.fail(errs[i])
 				failed[t.sh] = true
+			case replies[i].num(0) == uncertain:
+				sw.fail(errHalfMoved)
+				failed[t.sh] = true
 			case replies[i].num(0) == again:
 				sc := sw.s.scripts.purge
 				t.call = sc.declare(t.sh, t.id, sc.required, 1).and(t.sh.key(keyRequest, replies[i].text(1))).with(t.id)

@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -32,12 +33,14 @@ const (
 	exCauseAfter
 )
 
-func (s *Store) extended(r reply, err error) storage.ExtendResult {
+func (s *Store) extended(ctx context.Context, sh *shard, r reply, err error) storage.ExtendResult {
+	if err == nil && r.num(exOutcome) == none {
+		if err = s.confirm(ctx, sh, storage.ErrNotFound); errors.Is(err, storage.ErrNotFound) {
+			return storage.ExtendResult{Response: lifetime.Missing()}
+		}
+	}
 	if err != nil {
 		return storage.ExtendResult{Err: err}
-	}
-	if r.num(exOutcome) == none {
-		return storage.ExtendResult{Response: lifetime.Missing()}
 	}
 	policy, err := s.policies.decode(r.text(exPolicy))
 	if err != nil {
@@ -76,7 +79,8 @@ func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, er
 	if err != nil {
 		return storage.Explanation{}, err
 	}
-	return s.explanation(cmd.Val())
+	out, err := s.explanation(cmd.Val())
+	return out, s.confirm(ctx, sh, err)
 }
 
 func (s *Store) explanation(vals []any) (storage.Explanation, error) {

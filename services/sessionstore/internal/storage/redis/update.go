@@ -65,7 +65,7 @@ func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update, at a
 		call = call.with("data", data)
 	}
 	r, err := s.run(ctx, call)
-	if err := check(r, err); err != nil {
+	if err := s.confirm(ctx, s.shardOf(id), check(r, err)); err != nil {
 		return nil, err
 	}
 	return s.answered(r, 1)
@@ -95,7 +95,7 @@ func (s *Store) before(ctx context.Context, id string, at asOf) (*sessionv1.Sess
 	}
 	old, err := s.parsed(vals, when)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, s.confirm(ctx, sh, err)
 	}
 	return old, strings.Fields(vals[len(sessionFields)]), nil
 }

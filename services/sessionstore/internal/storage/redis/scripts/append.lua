@@ -36,10 +36,10 @@ if asof and entry then
   local from = redis.call('HGET', REPLAYED, 'from')
   redis.call('HSET', REPLAYED, 'from', int(math.min(asof, tonumber(from or asof))), 'to', entry)
 end
-trim()
 local left = redis.call('PTTL', SESSION)
 if left > 0 then
   redis.call('PEXPIRE', EVENTS, left)
   redis.call('PEXPIRE', IDS, left)
 end
+trim() -- last: it may empty IDS
 return out

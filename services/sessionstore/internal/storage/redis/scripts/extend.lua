@@ -5,7 +5,7 @@
 -- against its reference. Returns {-1} for none, else {outcome, now, activity,
 -- state, policy, create, before: exp, ext, act, cause, after: act}, and where
 -- the session was extended {..., after: exp, ext, cause}. Only an extension
--- needs more than the session: without the other keys it returns {AGAIN}.
+-- needs more than the session: without the other keys it returns {AGAIN, activity}.
 --
 -- Nearly every report is of activity that changes no deadline and follows one
 -- like it. That takes one read and one write, and none of the lib.
@@ -56,7 +56,7 @@ else
   end
 end
 
-if outcome == EXTENDED and not EVENTS then return {-4} end
+if outcome == EXTENDED and not EVENTS then return {-4, at} end
 
 local n = tonumber(ARGV[6])
 local reply = {outcome, now, at, v[1], v[7], v[6], v[2], v[3], v[4], v[5], act2}
@@ -177,8 +177,8 @@ redis.call('HINCRBY', SESSION, 'rev', 1)
 redis.call('ZADD', DEADLINES, int(exp2), id)
 redis.call('ZADD', WARNINGS, int(exp2 - below), id)
 local max = redis.call('HGET', SESSION, 'max')
+keep_until((asof and math.max(exp2, now_ms()) or exp2) + KEEP)
 lifecycle(id, 'session:extended', now, {
   'x', int(exp2), 'c', int(ext2), 'b', v[2], 'm', max, 'a', int(at), 'k', kind, 'i', event, 'p', ARGV[5]}, asof)
-keep_until((asof and math.max(exp2, now_ms()) or exp2) + KEEP)
 reply[12], reply[13], reply[14] = exp2, ext2, cause2
 return reply

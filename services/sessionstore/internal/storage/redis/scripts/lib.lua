@@ -5,11 +5,21 @@
 -- A script touches only the keys that it declares: they are in SESSION, EVENTS,
 -- FEED and so on, as the KEYS line at its beginning names them (keys.go), nil
 -- where the caller did not declare an optional one. FIELDS comes from record.go.
+--
+-- A script does not touch a key again that it may have emptied: Redis deletes it
+-- then, and on a node whose slot is moving the rest of the script would fail.
 
 --@part AGAIN
 -- Verdict of a script that needs a key which the caller did not declare: it has
 -- changed nothing, and returns what names the key.
 local AGAIN = -4
+
+--@part UNCERTAIN
+-- Verdict of a script that finds an index entry and no session on a cluster,
+-- before the session's keys can have expired by themselves. After a failover in
+-- the middle of a slot's migration, the new master does not know of the migration
+-- (Redis 7), and what has moved is missing to it: nothing may be concluded.
+local UNCERTAIN = -5
 
 --@part now_ms
 local function now_ms()
@@ -115,7 +125,7 @@ end
 
 --@part keep_until
 -- The safety net: the keys expire by themselves long after the sweeper should
--- have removed them.
+-- have removed them. It goes before what may trim the log, and so empty IDS.
 local function keep_until(at)
   for _, k in ipairs({SESSION, EVENTS, IDS}) do redis.call('PEXPIREAT', k, int(at)) end
 end
@@ -138,6 +148,15 @@ local function standing()
   return redis.call('HMGET', SESSION, 'st', 'exp', 'ext', 'um', 'pm', 'rev', 'purge')
 end
 
+--@part leave_live
+-- Removes the session, with its standing v, from the live indexes.
+local function leave_live(id, v)
+  redis.call('ZREM', DEADLINES, id)
+  redis.call('ZREM', WARNINGS, id)
+  if v[4] then redis.call('ZREM', BY_USER, v[4]) end
+  redis.call('ZREM', BY_PROJECT, v[5])
+end
+
 --@part retire
 -- Moves the session, which is live by its standing v, from the live indexes to
 -- retention and appends session:ended (state 1) or session:expired (state 2). It
@@ -146,18 +165,15 @@ end
 local function retire(id, v, state, reason, now, asof)
   local at = int(asof or now)
   local purge = int(now + RETENTION)
-  redis.call('ZREM', DEADLINES, id)
-  redis.call('ZREM', WARNINGS, id)
-  if v[4] then redis.call('ZREM', BY_USER, v[4]) end
-  redis.call('ZREM', BY_PROJECT, v[5])
+  leave_live(id, v)
   redis.call('HSET', SESSION, 'st', state, 'end', at, 'upd', at, 'why', reason, 'purge', purge, 'rev', int(tonumber(v[6]) + 1))
   redis.call('ZADD', RETIRED, purge, id)
+  keep_until(now + RETENTION + 3600000)
   if state == '1' then
     lifecycle(id, 'session:ended', asof or now, {'x', v[2], 'r', reason}, asof)
   else
     lifecycle(id, 'session:expired', asof or now, {'x', v[2], 'c', v[3]}, asof)
   end
-  keep_until(now + RETENTION + 3600000)
 end
 
 --@part undeclared_request

@@ -1,18 +1,24 @@
 -- KEYS: session events ids deadlines warnings retired by-user by-project [request]
 -- ARGV: id.
--- Removes the session where its own record says that its retention has passed.
--- Returns {1} where it did, {0} where it must not or there is none, or {AGAIN,
--- request key} where it has one that was not declared.
-local v = redis.call('HMGET', SESSION, 'st', 'purge')
+-- Removes the session if its own record says that its retention has passed.
+-- Returns {1} if it did, {0} if it is not due, {UNCERTAIN} if there is no session
+-- although its keys have not expired, or {AGAIN, request key} if the session has a
+-- request key that was not declared.
+local id = ARGV[1]
+local v, now = redis.call('HMGET', SESSION, 'st', 'purge'), now_ms()
+if not v[1] then
+  local score = redis.call('ZSCORE', RETIRED, id)
+  if CLUSTER and score and tonumber(score) + 3600000 > now then return {UNCERTAIN} end
+end
 if not v[1] or v[1] == '0' then
-  redis.call('ZREM', RETIRED, ARGV[1])
+  redis.call('ZREM', RETIRED, id)
   return {0}
 end
-if v[2] and tonumber(v[2]) > now_ms() then -- the score was too early
-  redis.call('ZADD', RETIRED, v[2], ARGV[1])
+if v[2] and tonumber(v[2]) > now then -- the score was too early
+  redis.call('ZADD', RETIRED, v[2], id)
   return {0}
 end
 local request = undeclared_request()
 if request then return {AGAIN, request} end
-remove(ARGV[1])
+remove(id)
 return {1}

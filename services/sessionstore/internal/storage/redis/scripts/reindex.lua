@@ -2,10 +2,12 @@
 -- ARGV: id.
 -- Makes every index agree with the session's own record. request is declared
 -- where the record names one.
--- Returns {1} where something was put right, {0} where all was, {-1} for none.
+-- Returns {1} if it corrected an entry, {0} if all entries were correct, {-1} if
+-- there is no session.
 local id = ARGV[1]
 local v = redis.call('HMGET', SESSION, 'st', 'exp', 'below', 'um', 'pm', 'purge', 'warned', 'cap')
 if not v[1] then return {-1} end
+if not v[5] then return redis.error_reply('ERR malformed record') end
 local now, mended = now_ms(), false
 
 local function put(index, member, score)
@@ -46,10 +48,9 @@ put(DEADLINES, id, v[2])
 if v[4] then put(BY_USER, v[4], 0) end
 put(BY_PROJECT, v[5], 0)
 
--- Whether session:expiring was given for this deadline. Earlier versions leave no
--- mark, also beside that of an earlier deadline; the log shows it.
-local function warned()
-  if v[7] == v[2] then return true end
+-- Whether the log has session:expiring for this deadline: earlier versions append
+-- it and leave no mark, or that of an earlier deadline.
+local function logged()
   for _, entry in ipairs(redis.call('XREVRANGE', EVENTS, '+', '-', 'COUNT', 1000)) do
     local f = entry[2]
     if f[1] == 'L' and f[2] == 'session:expiring' then
@@ -60,10 +61,11 @@ local function warned()
   end
   return false
 end
-if warn_at >= now then
-  put(WARNINGS, id, int(warn_at))
-elseif exp > now and not redis.call('ZSCORE', WARNINGS, id) and not warned() then
-  put(WARNINGS, id, int(warn_at))
+if exp > now and v[7] ~= v[2] then
+  local score = redis.call('ZSCORE', WARNINGS, id)
+  if (not score or tonumber(score) ~= warn_at) and (warn_at >= now or not logged()) then
+    put(WARNINGS, id, int(warn_at))
+  end
 end
 
 for _, k in ipairs({SESSION, EVENTS, IDS}) do outlast(k, exp + KEEP) end
