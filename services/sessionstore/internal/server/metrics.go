@@ -174,4 +174,6 @@ func (m *Metrics) Swept(ctx context.Context, r storage.SweepResult) {
 }
 
 // Repaired counts what a repair of indexes did.
-func (m *Metrics) Repaired(ctx context.Context, r storage.RepairResult) { m.repaired.Add(ctx, r.Restored) }
+func (m *Metrics) Repaired(ctx context.Context, r storage.RepairResult) {
+	m.repaired.Add(ctx, r.Restored)
+}
