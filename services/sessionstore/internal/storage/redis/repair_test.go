@@ -12,6 +12,7 @@ import (
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
@@ -232,6 +233,73 @@ func TestRepairWarnsOnce(t *testing.T) {
 				t.Errorf("session:expiring was given %d times", n)
 			}
 		})
+	}
+}
+
+// TestRepairCorrectsAWarningThatIsDue: a score too late hides a warning for ever.
+func TestRepairCorrectsAWarningThatIsDue(t *testing.T) {
+	x := newIndexed(t, 5*time.Minute) // less than extend_below
+	x.do("zadd", "<p>warnings", 9e15, "<id>")
+	if r := x.repair(); r.Restored != 1 {
+		t.Errorf("repair: %+v", r)
+	}
+	if r := x.sweep(); r.Warned != 1 {
+		t.Errorf("swept: %+v", r)
+	}
+}
+
+// TestNoWarningTwiceWhenTheClockGoesBack: a warning that was given is marked, so
+// neither an entry in the index nor a clock that says it is not due yet repeats it.
+func TestNoWarningTwiceWhenTheClockGoesBack(t *testing.T) {
+	x := newIndexed(t, 5*time.Minute)
+	if r := x.sweep(); r.Warned != 1 {
+		t.Fatalf("swept: %+v", r)
+	}
+	x.do("zadd", "<p>warnings", 1, "<id>")
+	if r := x.sweep(); r.Warned != 0 {
+		t.Errorf("warned again: %+v", r)
+	}
+	x.do("hset", "<p>session:<id>", "below", 1) // as if the warning were still to come
+	if r := x.repair(); r.Restored != 0 {
+		t.Errorf("repair: %+v", r)
+	}
+}
+
+// TestRepairGoesOnPastAMalformedRecord: it is reported, others are repaired, and the
+// format stays.
+func TestRepairGoesOnPastAMalformedRecord(t *testing.T) {
+	x := newIndexed(t, time.Hour)
+	want := x.entries()
+	x.do("hset", "<p>session:"+sessionid.New(3), "st", "0")
+	x.do("zrem", "<p>deadlines", "<id>")
+	x.do("hset", "stoker:{s0}:meta", "format", "1")
+	r, err := x.s.Repair(t.Context(), storage.RepairQuery{})
+	if err == nil || r.Done || r.Restored != 1 || !strings.Contains(err.Error(), "1 records are malformed") {
+		t.Errorf("repair: %+v, %v", r, err)
+	}
+	if got := x.entries(); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := x.client.HGet(t.Context(), "stoker:{s0}:meta", "format").Val(); got != "1" {
+		t.Errorf("the format is %s", got)
+	}
+}
+
+// TestExtensionKeepsTheRequestKeyOfAnEarlierVersion, which expires it soon after the
+// deadline at the time.
+func TestExtensionKeepsTheRequestKeyOfAnEarlierVersion(t *testing.T) {
+	x := newIndexed(t, 5*time.Minute)
+	x.do("hset", "stoker:{s0}:meta", "format", "1")
+	old := open(t, "redis://"+x.client.Options().Addr)
+	const request = repairShard + "request:acme\x00ann\x00req"
+	x.do("pexpire", request, 60_000)
+	res, err := old.Extend(t.Context(), []storage.Activity{{SessionID: x.id}})
+	if err != nil || res[0].Response.GetOutcome() != sessionv1.ExtendTTLResponse_EXTENDED {
+		t.Fatal(err, res)
+	}
+	session, left := x.client.PTTL(t.Context(), repairShard+"session:"+x.id).Val(), x.client.PTTL(t.Context(), request).Val()
+	if left < session {
+		t.Errorf("the request expires in %v, the session in %v", left, session)
 	}
 }
 
