@@ -79,23 +79,30 @@ type openSlots struct{ importing, migrating map[int64]bool }
 // with [slot->-node] for each slot that it migrates, and [slot-<-node] for each that
 // it imports.
 func (o openSlots) read(nodes string) {
-	for line := range strings.Lines(nodes) {
-		f := strings.Fields(line)
-		if len(f) < 8 || !strings.Contains(f[2], "myself") {
-			continue
-		}
-		for _, mark := range f[8:] {
-			number, way, _ := strings.Cut(strings.TrimPrefix(mark, "["), "-")
-			slot, err := strconv.ParseInt(number, 10, 64)
-			switch {
-			case err != nil || !strings.HasPrefix(mark, "["):
-			case strings.HasPrefix(way, "<"):
-				o.importing[slot] = true
-			default:
-				o.migrating[slot] = true
-			}
+	f := ownLine(nodes)
+	for i := 8; i < len(f); i++ {
+		number, way, _ := strings.Cut(strings.TrimPrefix(f[i], "["), "-")
+		slot, err := strconv.ParseInt(number, 10, 64)
+		switch {
+		case err != nil || !strings.HasPrefix(f[i], "["):
+		case strings.HasPrefix(way, "<"):
+			o.importing[slot] = true
+		default:
+			o.migrating[slot] = true
 		}
 	}
+}
+
+// ownLine returns the fields of the line that a node's reply to CLUSTER NODES has
+// of itself, nil for none: id, address, flags, master, ping, pong, epoch, link, and
+// its slots.
+func ownLine(nodes string) []string {
+	for line := range strings.Lines(nodes) {
+		if f := strings.Fields(line); len(f) >= 8 && strings.Contains(f[2], "myself") {
+			return f
+		}
+	}
+	return nil
 }
 
 // looks makes one look at a time, for all who have asked before it began.

@@ -15,12 +15,12 @@ import (
 // format is the version of the data that this program writes, in the deployment's
 // meta hash. A program refuses data of a format that it does not read.
 //
-//	1  up to 0.1: scripts may leave index entries out while slots of a cluster move
+//	1  up to 0.1: scripts may lose index entries while slots of a cluster move
 //	2  every script declares its keys, and a full repair has restored what earlier
-//	   ones left out
+//	   ones lost
 //
 // Both have the same keys and fields. New data begins with the latest; a full
-// Repair raises older data to it, from when on earlier programs refuse to start.
+// Repair raises older data to it; after that, earlier programs refuse to start.
 const format = "2"
 
 // readable are the formats that this program reads.

@@ -43,7 +43,7 @@ var movingCodes = []string{
 	"Script attempted to access a non local key",
 }
 
-// isMoving says whether a command met a slot on the move.
+// isMoving says whether a command met a moving slot.
 func isMoving(err error) bool {
 	var server goredis.Error
 	return errors.As(err, &server) && hasCode(server.Error(), movingCodes)

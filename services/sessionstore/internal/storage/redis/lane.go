@@ -168,7 +168,7 @@ func (l *lane) turn(ctx context.Context, cmds []goredis.Cmder) (sentOn bool, err
 }
 
 // send makes one round trip; each command has its own error then. asking tells
-// the node of a cluster that we were sent by the one whose slot is on the move.
+// the node of a cluster that we were sent by the one whose slot is moving.
 func send(ctx context.Context, node pipeliner, cmds []goredis.Cmder, asking bool) {
 	p := node.Pipeline()
 	for _, cmd := range cmds {

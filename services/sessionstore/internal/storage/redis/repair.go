@@ -18,7 +18,7 @@ const (
 	// scanPage is how many keys a server looks at for one page of a repair.
 	scanPage = 500
 	// repairRetries is how often a full repair comes back to sessions whose slot
-	// was on the move, and repairPause the wait before it does, in multiples of
+	// was moving, and repairPause the wait before it does, in multiples of
 	// the timeout.
 	repairRetries = 20
 	repairPause   = 4
@@ -96,11 +96,7 @@ func layout(ctx context.Context, servers []*goredis.Client) (text string, moving
 		if err != nil {
 			return "", false, err
 		}
-		for line := range strings.Lines(nodes) {
-			f := strings.Fields(line)
-			if len(f) < 8 || !strings.Contains(f[2], "myself") {
-				continue
-			}
+		if f := ownLine(nodes); f != nil {
 			text += strings.Join(append([]string{f[0], f[2], f[6]}, f[8:]...), " ") + "\n"
 			moving = moving || strings.Contains(text, "[")
 		}
@@ -113,7 +109,7 @@ type repair struct {
 	s       *Store
 	q       storage.RepairQuery
 	sum     storage.RepairResult
-	skipped []string // ids of sessions whose slot was on the move
+	skipped []string // ids of sessions whose slot was moving
 	// malformed are records that no script of ours has written.
 	malformed int
 }
@@ -232,7 +228,7 @@ func (r *repair) report() {
 }
 
 // reindex makes the indexes agree with the records of some sessions, and remembers
-// those whose slot is on the move.
+// those whose slot is moving.
 func (r *repair) reindex(ctx context.Context, ids []string) error {
 	requests := make([]*goredis.StringCmd, 0, len(ids))
 	shards := make([]*shard, 0, len(ids))
@@ -282,7 +278,7 @@ func (r *repair) skip(id string) {
 	r.sum.Skipped = int64(len(r.skipped))
 }
 
-// retrySkipped comes back to sessions whose slot was on the move, until it has
+// retrySkipped comes back to sessions whose slot was moving, until it has
 // arrived.
 func (r *repair) retrySkipped(ctx context.Context) error {
 	for range repairRetries {
@@ -317,122 +313,4 @@ func (r *repair) dropAllOrphans(ctx context.Context) error {
 		r.report()
 	}
 	return nil
-}
-
-// orphan is an entry of an index that may have no session behind it.
-type orphan struct {
-	id, byUser, byProject string
-}
-
-// dropOrphans takes the entries out of a shard's indexes that no session is behind:
-// those of sessions that nobody swept until the safety net took their keys. It
-// returns how many they were. In a cluster it does nothing while a slot is open:
-// the session may be on the other node.
-func (s *Store) dropOrphans(ctx context.Context, sh *shard) (int, error) {
-	if s.conn.cluster {
-		servers, err := s.conn.read.servers(ctx)
-		if err != nil {
-			return 0, failure(err)
-		}
-		if _, moving, err := layout(ctx, servers); err != nil || moving {
-			return 0, failure(err)
-		}
-	}
-	total := 0
-	for _, index := range []keyKind{keyByProject, keyByUser, keyDeadlines, keyWarnings, keyRetired} {
-		after := ""
-		for {
-			if err := s.usable(ctx); err != nil {
-				return total, err
-			}
-			members, last, err := s.indexPage(ctx, sh, index, after)
-			if err != nil {
-				return total, err
-			}
-			n, err := s.dropThose(ctx, sh, index, members)
-			total += n
-			if err != nil {
-				return total, err
-			}
-			if last == "" {
-				break
-			}
-			after = last
-		}
-	}
-	return total, nil
-}
-
-// indexPage reads a page of an index, and the place of the next; ” for the last.
-// Indexes with scores are read by a cursor of their own: an entry that is there
-// all the time is read.
-func (s *Store) indexPage(ctx context.Context, sh *shard, index keyKind, after string) (members []string, next string, err error) {
-	if index == keyByProject || index == keyByUser {
-		members, err = s.lexRange(ctx, sh.own(index), "", after, scanPage)
-		if len(members) == scanPage {
-			next = members[len(members)-1]
-		}
-		return members, next, err
-	}
-	if after == "" {
-		after = "0"
-	}
-	cmd := goredis.NewScanCmd(ctx, nil, "zscan", sh.own(index), after, "count", scanPage)
-	if err := failure(s.conn.read.do(ctx, cmd)); err != nil {
-		return nil, "", err
-	}
-	pairs, cursor := cmd.Val()
-	for i := 0; i < len(pairs); i += 2 {
-		members = append(members, pairs[i])
-	}
-	if cursor != 0 {
-		next = fmt.Sprint(cursor)
-	}
-	return members, next, nil
-}
-
-// dropThose takes those members of an index out of all indexes that no session is
-// behind.
-func (s *Store) dropThose(ctx context.Context, sh *shard, index keyKind, members []string) (int, error) {
-	records := make([]*goredis.IntCmd, len(members))
-	for i, m := range members {
-		records[i] = goredis.NewIntCmd(ctx, "exists", sh.session(storage.LastPart(m)))
-	}
-	if err := s.conn.read.pipeline(ctx, asCmders(records)...); err != nil {
-		return 0, err
-	}
-	var calls []invocation
-	for i, m := range members {
-		if err := failure(records[i].Err()); err != nil {
-			return 0, err
-		}
-		if records[i].Val() == 0 {
-			o := newOrphan(index, m)
-			calls = append(calls, s.scripts.forget.on(sh, o.id, o.id, o.byUser, o.byProject))
-		}
-	}
-	replies, errs := s.runAll(ctx, "forget", calls)
-	total := 0
-	for i, r := range replies {
-		if errs[i] != nil {
-			return total, errs[i]
-		}
-		total += int(r.num(0))
-	}
-	return total, nil
-}
-
-// newOrphan names the entries that a session has in the other indexes, as far as
-// its member of one of them tells.
-func newOrphan(index keyKind, member string) orphan {
-	o := orphan{id: storage.LastPart(member)}
-	parts := strings.SplitN(member, "\x00", 3)
-	if len(parts) != 3 {
-		return o
-	}
-	o.byProject, o.byUser = member, parts[1]+"\x00"+parts[0]+"\x00"+parts[2]
-	if index == keyByUser {
-		o.byUser, o.byProject = member, o.byUser
-	}
-	return o
 }

@@ -1,7 +1,7 @@
 -- KEYS: session events ids feed [replayed]
 -- ARGV: id, as of, then for each event: its id, its encoding for
--- the log, its encoding for the feed, and where it is replayed the cursor that
--- was acknowledged ('' for none). replayed is declared for a replay.
+-- the log, its encoding for the feed and, in a replay, the acknowledged cursor (''
+-- for none). A replay declares replayed.
 -- Returns {0, cursor...}, {-1} none, {-2} over.
 local id, asof = ARGV[1], as_of(ARGV[2])
 local ok = live(asof or now_ms())

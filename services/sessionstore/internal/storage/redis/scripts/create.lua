@@ -1,12 +1,11 @@
 -- KEYS: session gone events deadlines warnings by-user by-project feed [request prior]
 -- ARGV: id, prior ('' for none), as of, then the hash's fields and values as a
 -- flat list. request is declared where the session is
--- created under a request key; prior is the session that a call before found
--- under that key, and its record is declared.
--- Returns {0, id, the session}, {1, id, the session} with that for which the
--- request key was used before, or {AGAIN, id} with a session that the request
--- key names and the caller has not declared. There is no session where it was
--- deleted since.
+-- created under a request key; prior is the session that an earlier call found
+-- under that key; declare its record too.
+-- Returns {0, id, the session}, {1, id, the session} if the request key was used
+-- before (no session if it has been deleted), or {AGAIN, id} if the request key
+-- names a session that the caller did not declare.
 local id, prior, asof = ARGV[1], ARGV[2], as_of(ARGV[3])
 local request = REQUEST
 if request then

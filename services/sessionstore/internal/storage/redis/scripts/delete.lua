@@ -1,7 +1,7 @@
 -- KEYS: session events ids gone deadlines warnings retired by-user by-project feed [request]
--- ARGV: id, as of, how long (ms) a replayed write must not bring it back.
--- Returns {0}, {-1} for none, or {AGAIN, request key} where it has one that was
--- not declared.
+-- ARGV: id, as of, time in ms during which a replayed write must not recreate it.
+-- Returns {0}, {-1} for none, or {AGAIN, request key} if the session has a request
+-- key that was not declared.
 local id, asof = ARGV[1], as_of(ARGV[2])
 local there = redis.call('EXISTS', SESSION) == 1
 if not there and not asof then return {-1} end

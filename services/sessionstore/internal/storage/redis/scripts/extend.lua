@@ -1,6 +1,6 @@
 -- KEYS: session [events ids deadlines warnings feed]
--- ARGV: id, activity time ('' for now), event id, kind, traceparent, activities
--- it stands for, as of, then kinds and how many activities of each.
+-- ARGV: id, activity time ('' for now), event id, kind, traceparent, number of
+-- activities it represents, as of, then each kind and its count.
 -- The rules are those of lifetime.Extend and lifetime.History; each is tested
 -- against its reference. Returns {-1} for none, else {outcome, now, activity,
 -- state, policy, create, before: exp, ext, act, cause, after: act}, and where

@@ -1,6 +1,6 @@
 -- KEYS: session deadlines warnings retired by-user by-project
 -- ARGV: id, its members of by-user and of by-project ('' for unknown).
--- Removes the index entries of a session that is not there any more. Returns
+-- Removes the index entries of a session whose record no longer exists. Returns
 -- {the number of entries}.
 if redis.call('EXISTS', SESSION) == 1 then return {0} end
 local n = redis.call('ZREM', DEADLINES, ARGV[1]) + redis.call('ZREM', WARNINGS, ARGV[1]) + redis.call('ZREM', RETIRED, ARGV[1])

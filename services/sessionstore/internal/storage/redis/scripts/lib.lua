@@ -1,10 +1,10 @@
--- Shared by the scripts. Each gets only the parts that it uses (script.go): to
--- make a function takes time at every call. A part begins with a line "--@part"
+-- Shared by the scripts. Each script includes only the parts that it uses
+-- (script.go), because defining a function costs time in every call. A part begins with a line "--@part"
 -- that names what it defines, and uses only parts before it.
 --
--- A script touches only the keys that it declares: they are in SESSION, EVENTS,
--- FEED and so on, as the KEYS line at its beginning names them (keys.go), nil
--- where the caller did not declare an optional one. FIELDS comes from record.go.
+-- A script touches only the keys that it declares: its KEYS line binds them to
+-- SESSION, EVENTS, FEED and so on (keys.go). An optional key that the caller did
+-- not declare is nil. FIELDS comes from record.go.
 --
 -- A script does not touch a key again that it may have emptied: Redis deletes it
 -- then, and on a node whose slot is moving the rest of the script would fail.

@@ -1,7 +1,6 @@
 -- KEYS: meta
--- ARGV: shards, format, epoch. Writes them at the first start, and when the data
--- is gone; returns what is there. The epoch names the data: another one is other
--- data.
+-- ARGV: shards, format, epoch. Writes them at the first start and after a loss
+-- of data; returns the stored values. The epoch identifies the data set.
 redis.call('HSETNX', META, 'shards', ARGV[1])
 redis.call('HSETNX', META, 'format', ARGV[2])
 redis.call('HSETNX', META, 'epoch', ARGV[3])

@@ -1,9 +1,9 @@
 -- KEYS: holds replayed groups feed deadlines warnings retired
 -- ARGV: batch, settle_max, how long entries are kept that a group has not
 -- acknowledged, entries kept with no group, the activity group's name.
--- Finds what is due on a shard, and trims its feed. It acts on no session: their
--- keys are known only now, and a script of each, which declares them, judges by
--- the session's own record (warn.lua, expire.lua, purge.lua).
+-- Finds what is due on a shard, and trims its feed. It changes no session, because
+-- it cannot declare the keys of sessions that it has yet to find. For each session
+-- found, warn.lua, expire.lua or purge.lua declares the keys and checks the record.
 -- Returns {now, deadlines up to this may be swept, warnings before this may be
 -- given, due sessions held, entries trimmed, ids to warn, to expire, to purge}.
 local batch, settle = tonumber(ARGV[1]), tonumber(ARGV[2])
