@@ -101,7 +101,7 @@ func (l *lane) spread(ctx context.Context, cluster *goredis.ClusterClient, cmds 
 	return true
 }
 
-// errTooManyHops is what is left of a command that was sent on each time.
+// errTooManyHops is the error of a command that every node has sent on.
 var errTooManyHops = routeError{errors.New("the key moves from node to node")}
 
 // routeError says that no node of a cluster is known to have a key now. The

@@ -68,7 +68,7 @@ func TestFaults(t *testing.T) {
 		{"NOSCRIPT", replyError("NOSCRIPT No matching script."), false, nil},
 		{"WRONGTYPE", replyError("WRONGTYPE Operation against a key holding the wrong kind of value"), false, nil},
 
-		// A slot on the move is nobody's fault, and no verdict.
+		// A moving slot is no fault of a node, and no verdict on the session.
 		{"TRYAGAIN", replyError("TRYAGAIN Multiple keys request during rehashing of slot"), false, storage.ErrUnavailable},
 		{"MOVED", replyError("MOVED 1 127.0.0.1:1"), false, storage.ErrUnavailable},
 		{"ASK", replyError("ASK 1 127.0.0.1:1"), false, storage.ErrUnavailable},

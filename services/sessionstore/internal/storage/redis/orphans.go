@@ -15,10 +15,10 @@ type orphan struct {
 	id, byUser, byProject string
 }
 
-// dropOrphans takes the entries out of a shard's indexes that no session is behind:
-// those of sessions that nobody swept until the safety net took their keys. It
-// returns how many they were. In a cluster it does nothing while a slot is open:
-// the session may be on the other node.
+// dropOrphans removes the entries of a shard's indexes that have no session: their
+// keys expired by themselves before a sweep came to them. It returns how many it
+// removed. In a cluster it does nothing while a slot is open, since the session may
+// be on the other node.
 func (s *Store) dropOrphans(ctx context.Context, sh *shard) (int, error) {
 	if s.conn.cluster {
 		servers, err := s.conn.read.servers(ctx)
@@ -54,7 +54,7 @@ func (s *Store) dropOrphans(ctx context.Context, sh *shard) (int, error) {
 	return total, nil
 }
 
-// indexPage reads a page of an index, and the place of the next; ” for the last.
+// indexPage reads a page of an index, and the place of the next, empty for the last.
 // Indexes with scores are read by a cursor of their own: an entry that is there
 // all the time is read.
 func (s *Store) indexPage(ctx context.Context, sh *shard, index keyKind, after string) (members []string, next string, err error) {
@@ -82,8 +82,7 @@ func (s *Store) indexPage(ctx context.Context, sh *shard, index keyKind, after s
 	return members, next, nil
 }
 
-// dropThose takes those members of an index out of all indexes that no session is
-// behind.
+// dropThose removes the members of an index that have no session, from all indexes.
 func (s *Store) dropThose(ctx context.Context, sh *shard, index keyKind, members []string) (int, error) {
 	records := make([]*goredis.IntCmd, len(members))
 	for i, m := range members {

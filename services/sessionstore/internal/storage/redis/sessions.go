@@ -27,7 +27,7 @@ const (
 // asked for. Once is enough, unless what names the key changes meanwhile.
 const undeclaredMost = 3
 
-// errUndeclared is what is left of a call whose keys changed each time.
+// errUndeclared is the error of a call whose keys changed at every attempt.
 var errUndeclared = fmt.Errorf("%w: the keys of the call change too fast", storage.ErrUnavailable)
 
 func check(r reply, err error) error {
