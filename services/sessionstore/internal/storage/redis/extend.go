@@ -67,20 +67,15 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 		}
 		return out, nil
 	}
-	// Activities of the same session are judged in their order, so each of them
-	// must be able to extend at once.
-	times := make(map[string]int, len(items))
-	for _, a := range items {
-		times[a.SessionID]++
-	}
+	at := s.declareAll(items)
 	b := extensions{s: s, items: items, out: out, replies: make([]reply, len(items)), errs: make([]error, len(items))}
-	for i, a := range items {
-		sh := s.shardOf(a.SessionID)
+	for i := range items {
+		sh := s.shardOf(items[i].SessionID)
 		if sh == nil {
 			out[i].Response = lifetime.Missing()
 			continue
 		}
-		b.add(i, sh, times[a.SessionID] > 1 || s.forecast.extends(a.SessionID))
+		b.add(i, sh, at[sh])
 	}
 	b.run(ctx)
 	again := b.undecided()
@@ -99,6 +94,22 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 		}
 	}
 	return out, nil
+}
+
+// declareAll returns the shards on which the activities of a batch declare all keys
+// in their first calls: where a session is in the batch more than once, since its
+// activities are judged in their order, and where one may well be extended. All of a
+// shard or none, so that its feed has their extensions in the order of the batch.
+func (s *Store) declareAll(items []storage.Activity) map[*shard]bool {
+	seen, at := make(map[string]struct{}, len(items)), map[*shard]bool{}
+	for _, a := range items {
+		_, again := seen[a.SessionID]
+		seen[a.SessionID] = struct{}{}
+		if again || s.forecast.extends(a.SessionID) {
+			at[s.shardOf(a.SessionID)] = true
+		}
+	}
+	return at
 }
 
 // extensions are the calls for a batch of activities.

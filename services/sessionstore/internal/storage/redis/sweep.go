@@ -81,6 +81,9 @@ const (
 	swPurge
 )
 
+// sweepKinds are what a sweep does to sessions, in this order.
+var sweepKinds = []int{swWarn, swExpire, swPurge}
+
 // task is what a sweep does to one session.
 type task struct {
 	sh   *shard
@@ -99,7 +102,7 @@ func (sw *sweep) sweepShards(ctx context.Context, some []*shard) (more []*shard)
 			s.opts.SettleMax.Milliseconds()+keepFeed, keepUngrouped, storage.ActivityGroup)
 	}
 	replies, errs := s.runAll(ctx, "sweep", looks)
-	var tasks []task
+	tasks := map[int][]task{}
 	full := map[*shard]bool{}
 	for i, r := range replies {
 		if errs[i] != nil {
@@ -109,17 +112,21 @@ func (sw *sweep) sweepShards(ctx context.Context, some []*shard) (more []*shard)
 		sw.swept++
 		sw.sum.Trimmed += int(r.num(swTrimmed))
 		sw.held[some[i]] = int(r.num(swHeld))
-		for _, kind := range []int{swWarn, swExpire, swPurge} {
+		for _, kind := range sweepKinds {
 			ids, _ := r[kind].([]any)
 			full[some[i]] = full[some[i]] || len(ids) >= sweepBatch
 			for _, v := range ids {
 				id, _ := v.(string)
-				tasks = append(tasks, s.task(some[i], id, kind, r))
+				tasks[kind] = append(tasks[kind], s.task(some[i], id, kind, r))
 			}
 		}
 	}
-	for sh := range sw.work(ctx, tasks) {
-		full[sh] = false // it comes again with the next sweep, not at once
+	// One kind after the other, so that a shard's feed has warnings before what
+	// expires, also where the server has to be taught a script first.
+	for _, kind := range sweepKinds {
+		for sh := range sw.work(ctx, tasks[kind]) {
+			full[sh] = false // it comes again with the next sweep, not at once
+		}
 	}
 	for _, sh := range some {
 		if full[sh] {
