@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	goredis "github.com/redis/go-redis/v9"
 	"go.opentelemetry.io/otel/attribute"
@@ -65,34 +66,49 @@ func (o Options) constants(cluster bool) string {
 		fmt.Sprintf("local MAX_CAUSES, MAX_DECISIONS, MAX_KINDS = %d, %d, %d\n", lifetime.MaxCauses, lifetime.MaxDecisions, lifetime.MaxKinds)
 }
 
-// loadScripts reads them; before goes in front of each.
+// loadScripts names them; before goes in front of each.
 func loadScripts(before string) (*scripts, error) {
+	files, err := readScripts()
+	if err != nil {
+		return nil, err
+	}
+	out := &scripts{}
+	for name, dst := range out.byName() {
+		sc := files[name]
+		sc.body = before + sc.body
+		sc.sha = nameScript(sc.body)
+		*dst = &sc
+	}
+	return out, nil
+}
+
+// readScripts puts each script together with the parts of lib.lua that it uses, once
+// for all stores: they differ only in their constants.
+var readScripts = sync.OnceValues(func() (map[string]script, error) {
 	lib, err := scriptFiles.ReadFile("scripts/lib.lua")
 	if err != nil {
 		return nil, err
 	}
 	fields := part{[]string{"FIELDS"}, "local FIELDS = {'" + strings.Join(sessionFields, "', '") + "'}\n"}
 	parts := append([]part{fields}, splitLib(string(lib))...)
-	out := &scripts{}
-	for name, dst := range out.byName() {
+	out := map[string]script{}
+	for name := range new(scripts).byName() {
 		file, err := scriptFiles.ReadFile("scripts/" + name + ".lua")
 		if err != nil {
 			return nil, err
 		}
-		body := string(file)
-		sc := &script{name: name}
+		body, sc := string(file), script{name: name}
 		if err := sc.parseKeys(body); err != nil {
 			return nil, fmt.Errorf("script %s: %w", name, err)
 		}
 		if !strings.Contains(body, libMark) {
 			body = libMark + body
 		}
-		sc.body = before + sc.keyVariables() + strings.Replace(body, libMark, usedParts(parts, body), 1)
-		sc.sha = nameScript(sc.body)
-		*dst = sc
+		sc.body = sc.keyVariables() + strings.Replace(body, libMark, usedParts(parts, body), 1)
+		out[name] = sc
 	}
 	return out, nil
-}
+})
 
 // part is a piece of lib.lua, and what it defines.
 type part struct {
