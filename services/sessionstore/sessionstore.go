@@ -55,7 +55,7 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 	if err != nil {
 		return nil, err
 	}
-	metrics, err := server.NewMetrics(tel.Meter, store.Store, store.limits)
+	metrics, err := server.NewMetrics(tel.Meter, store.Store, store.limits) //nolint:contextcheck // a counter begins at 0 in nobody's call
 	if store.near != nil {
 		err = errors.Join(err, observeNearCache(tel.Meter, store.near))
 	}
