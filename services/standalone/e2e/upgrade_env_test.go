@@ -71,7 +71,7 @@ func buildOld(t *testing.T, root string) {
 	begin, src := time.Now(), t.TempDir()
 	run(t, "sh", "-c", fmt.Sprintf("git -C %q archive %s | tar -x -C %q", root, oldCommit, src))
 	must(t, os.MkdirAll(filepath.Dir(dir), 0o750))
-	out, err := os.MkdirTemp(filepath.Dir(dir), oldCommit+"-*")
+	out, err := os.MkdirTemp(filepath.Dir(dir), oldCommit+"-*") //nolint:usetesting // it is renamed, so it must be on the same file system
 	must(t, err)
 	defer os.RemoveAll(out)
 	for name, pkg := range map[string]string{"sessionstore": "./services/sessionstore/cmd/sessionstore", "activity": "./services/activity/cmd/activity"} {

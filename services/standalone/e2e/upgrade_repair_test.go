@@ -107,7 +107,7 @@ func damageWithOld(t *testing.T) *damaged {
 		for _, id := range ids {
 			s := raw.sessions[id]
 			_, hasDeadline := raw.scores["deadlines"][id]
-			if s.state == "0" && !(hasDeadline && slices.Contains(raw.members["by-user"], s.byUser) && slices.Contains(raw.members["by-project"], s.byProject)) {
+			if s.state == "0" && (!hasDeadline || !slices.Contains(raw.members["by-user"], s.byUser) || !slices.Contains(raw.members["by-project"], s.byProject)) {
 				d.lost++
 			}
 		}

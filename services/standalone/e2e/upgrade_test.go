@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strconv"
@@ -239,7 +240,7 @@ func (u *upgrade) requestKeys(t *testing.T) map[string]requestKey {
 				continue
 			}
 			request, err := u.raw.HGet(t.Context(), prefix+"session:"+id, "req").Result()
-			if err != nil && err != goredis.Nil {
+			if err != nil && !errors.Is(err, goredis.Nil) {
 				t.Fatal(err)
 			}
 			if request == "" {
