@@ -139,8 +139,12 @@ func (s *Service) count(ctx context.Context) {
 // logRepair logs and counts what a full repair did.
 func (s *Service) logRepair(ctx context.Context, r storage.RepairResult, err error) {
 	s.metrics.Repaired(ctx, r)
-	s.tel.Log.InfoContext(ctx, "index repair", slog.Bool("done", r.Done), slog.Int64("compared", r.Sessions),
-		slog.Int64("restored", r.Restored), slog.Int64("dropped", r.Dropped), slog.Int64("skipped", r.Skipped), slog.Any("error", err))
+	log := s.tel.Log.With(slog.Int64("compared", r.Sessions), slog.Int64("restored", r.Restored), slog.Int64("dropped", r.Dropped), slog.Int64("skipped", r.Skipped))
+	if err != nil {
+		log.WarnContext(ctx, "index repair failed", slog.Any("error", err))
+		return
+	}
+	log.InfoContext(ctx, "index repair done")
 }
 
 // repairSome repairs a bounded part of the indexes: what is lost is found without
