@@ -24,21 +24,40 @@ import (
 // errHalfMoved: some keys of the slot may be on a node that does not own it.
 var errHalfMoved = fmt.Errorf("%w: a slot is half moved since its master failed over; complete the move (redis-cli --cluster fix)", storage.ErrUnavailable)
 
-// confirm returns err, or errHalfMoved where err is that there is no such session
-// and that cannot be known.
+// confirm returns err, or why it cannot be known, where err is that there is no such
+// session.
 func (s *Store) confirm(ctx context.Context, sh *shard, err error) error {
-	if !s.conn.cluster || !errors.Is(err, storage.ErrNotFound) {
+	return (&absences{s: s}).confirm(ctx, sh, err)
+}
+
+// absences confirms the misses of one call, all of them by one look, which begins
+// after they were met.
+type absences struct {
+	s      *Store
+	looked bool
+	stuck  map[int64]bool
+	err    error
+}
+
+func (a *absences) confirm(ctx context.Context, sh *shard, err error) error {
+	if !a.s.conn.cluster || !errors.Is(err, storage.ErrNotFound) {
 		return err
 	}
-	stuck, lerr := s.stuckSlots(ctx)
-	if lerr != nil || len(stuck) == 0 {
-		return errors.Join(lerr, err)
+	if !a.looked {
+		a.looked = true
+		a.stuck, a.err = a.s.stuckSlots(ctx)
+	}
+	if a.err != nil {
+		return a.err
+	}
+	if len(a.stuck) == 0 {
+		return err
 	}
 	cmd := goredis.NewIntCmd(ctx, "cluster", "keyslot", sh.feed())
-	if kerr := s.conn.read.client.Process(ctx, cmd); kerr != nil {
+	if kerr := a.s.conn.read.client.Process(ctx, cmd); kerr != nil {
 		return failure(kerr)
 	}
-	if stuck[cmd.Val()] {
+	if a.stuck[cmd.Val()] {
 		return errHalfMoved
 	}
 	return err

@@ -71,3 +71,6 @@ func (s *Store) DeclaredKinds() map[string][]string {
 
 // ScriptSHA is how Redis names a script.
 func ScriptSHA(body string) string { return nameScript(body) }
+
+// Looks is how often the store has looked for open slots.
+func Looks(s *Store) int64 { return s.looks.begun.Load() }

@@ -56,12 +56,12 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	if err := s.usable(ctx); err != nil {
 		return nil, err
 	}
-	out := make([]storage.ExtendResult, len(items))
+	out, misses := make([]storage.ExtendResult, len(items)), &absences{s: s}
 	if len(items) == 1 {
 		// The usual single call rides with those of other callers.
 		if sh := s.shardOf(items[0].SessionID); sh != nil {
 			r, err := s.extendOne(ctx, sh, items[0], present)
-			out[0] = s.extended(ctx, sh, r, err)
+			out[0] = s.extended(ctx, misses, sh, r, err)
 		} else {
 			out[0].Response = lifetime.Missing()
 		}
@@ -89,7 +89,7 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	b.run(ctx)
 	for i := range items {
 		if out[i].Response == nil {
-			out[i] = s.extended(ctx, s.shardOf(items[i].SessionID), b.replies[i], b.errs[i])
+			out[i] = s.extended(ctx, misses, s.shardOf(items[i].SessionID), b.replies[i], b.errs[i])
 			s.learn(ctx, items[i].SessionID, b.replies[i], b.errs[i])
 		}
 	}

@@ -244,6 +244,18 @@ func TestClusterFailoverOfAHalfMovedSlot(t *testing.T) {
 	if _, err := s.Get(t.Context(), absent); !errors.Is(err, storage.ErrNotFound) {
 		t.Fatalf("a session that never was: %v", err)
 	}
+	// Many misses of one call are confirmed by one look.
+	gone := make([]string, 200)
+	for i := range gone {
+		gone[i] = sessionid.New(shard)
+	}
+	looks := redis.Looks(s)
+	if many, err := s.GetMany(t.Context(), gone); err != nil || !errors.Is(many[199].Err, storage.ErrNotFound) {
+		t.Fatalf("sessions that never were: %v, %v", many[199], err)
+	}
+	if n := redis.Looks(s) - looks; n != 1 {
+		t.Errorf("%d looks for one call", n)
+	}
 	slot := cluster.SlotOf(t, "stoker:{s2}:feed")
 	from := cluster.MasterOf(t, slot)
 	to := cluster.Masters(t)[0]

@@ -144,14 +144,14 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 	if err := s.conn.read.pipeline(ctx, asked...); err != nil {
 		return nil, err
 	}
-	now := s.now()
+	now, misses := s.now(), absences{s: s}
 	for i, cmd := range cmds {
 		if cmd == nil {
 			continue
 		}
 		if out[i].Err = failure(cmd.Err()); out[i].Err == nil {
 			out[i].Session, out[i].Err = s.parsed(cmd.Val(), now)
-			out[i].Err = s.confirm(ctx, s.shardOf(ids[i]), out[i].Err)
+			out[i].Err = misses.confirm(ctx, s.shardOf(ids[i]), out[i].Err)
 		}
 	}
 	return out, nil

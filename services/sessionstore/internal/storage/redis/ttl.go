@@ -33,9 +33,9 @@ const (
 	exCauseAfter
 )
 
-func (s *Store) extended(ctx context.Context, sh *shard, r reply, err error) storage.ExtendResult {
+func (s *Store) extended(ctx context.Context, misses *absences, sh *shard, r reply, err error) storage.ExtendResult {
 	if err == nil && r.num(exOutcome) == none {
-		if err = s.confirm(ctx, sh, storage.ErrNotFound); errors.Is(err, storage.ErrNotFound) {
+		if err = misses.confirm(ctx, sh, storage.ErrNotFound); errors.Is(err, storage.ErrNotFound) {
 			return storage.ExtendResult{Response: lifetime.Missing()}
 		}
 	}
