@@ -108,13 +108,13 @@ func (sh *shard) key(k keyKind, name string) any {
 }
 
 func (sh *shard) own(k keyKind) string      { return sh.p + kinds[k].suffix }
-func (sh *shard) session(id string) string  { return sh.p + "session:" + id }
-func (sh *shard) events(id string) string   { return sh.p + "events:" + id }
+func (sh *shard) session(id string) string  { return sh.p + kinds[keySession].suffix + id }
+func (sh *shard) events(id string) string   { return sh.p + kinds[keyEvents].suffix + id }
 func (sh *shard) feed() string              { return sh.own(keyFeed) }
 func (sh *shard) groups() string            { return sh.own(keyGroups) }
 func (sh *shard) deadlines() string         { return sh.own(keyDeadlines) }
 func (sh *shard) retired() string           { return sh.own(keyRetired) }
 func (sh *shard) byUser() string            { return sh.own(keyByUser) }
 func (sh *shard) byProject() string         { return sh.own(keyByProject) }
-func (sh *shard) lease(group string) string { return sh.p + "lease:" + group }
+func (sh *shard) lease(group string) string { return sh.p + kinds[keyLease].suffix + group }
 func consumersKey(group string) string      { return prefix(0) + "consumers:" + group }

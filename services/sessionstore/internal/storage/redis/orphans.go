@@ -20,14 +20,12 @@ type orphan struct {
 // removed. In a cluster it does nothing while a slot is open, since the session may
 // be on the other node.
 func (s *Store) dropOrphans(ctx context.Context, sh *shard) (int, error) {
-	if s.conn.cluster {
-		servers, err := s.conn.read.servers(ctx)
-		if err != nil {
-			return 0, failure(err)
-		}
-		if _, moving, err := layout(ctx, servers); err != nil || moving {
-			return 0, failure(err)
-		}
+	servers, err := s.conn.read.servers(ctx)
+	if err != nil {
+		return 0, failure(err)
+	}
+	if _, moving, err := s.layout(ctx, servers); err != nil || moving {
+		return 0, err
 	}
 	total := 0
 	for _, index := range []keyKind{keyByProject, keyByUser, keyDeadlines, keyWarnings, keyRetired} {

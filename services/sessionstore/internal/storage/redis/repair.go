@@ -87,14 +87,17 @@ func (l *lane) servers(ctx context.Context) ([]*goredis.Client, error) {
 	return out, err
 }
 
-// layout describes which slots each master of a cluster has, and which are on the
-// move. It changes whenever a slot has moved, and where it came back: each claim to
-// a slot has an epoch of its own.
-func layout(ctx context.Context, servers []*goredis.Client) (text string, moving bool, err error) {
+// layout describes which slots each master of a cluster has, and whether one is
+// moving. It changes whenever a slot has moved, and where it came back: each claim to
+// a slot has an epoch of its own. A single server has none.
+func (s *Store) layout(ctx context.Context, servers []*goredis.Client) (text string, moving bool, err error) {
+	if !s.conn.cluster {
+		return "", false, nil
+	}
 	for _, node := range servers {
 		nodes, err := node.ClusterNodes(ctx).Result()
 		if err != nil {
-			return "", false, err
+			return "", false, failure(err)
 		}
 		if f := ownLine(nodes); f != nil {
 			text += strings.Join(append([]string{f[0], f[2], f[6]}, f[8:]...), " ") + "\n"
@@ -130,7 +133,7 @@ func (r *repair) scanAll(ctx context.Context) error {
 			}
 			r.sum.Total += n
 		}
-		before, moving, err := r.layout(ctx, servers)
+		before, moving, err := r.s.layout(ctx, servers)
 		if err != nil {
 			return err
 		}
@@ -142,7 +145,7 @@ func (r *repair) scanAll(ctx context.Context) error {
 		if err := r.retrySkipped(ctx); err != nil {
 			return err
 		}
-		after, _, err := r.layout(ctx, servers)
+		after, _, err := r.s.layout(ctx, servers)
 		if err != nil {
 			return err
 		}
@@ -154,14 +157,6 @@ func (r *repair) scanAll(ctx context.Context) error {
 		}
 	}
 	return fmt.Errorf("%w: %w: slots have moved in each of %d passes; repair again when they have arrived", storage.ErrUnavailable, storage.ErrPartly, repairPasses)
-}
-
-func (r *repair) layout(ctx context.Context, servers []*goredis.Client) (text string, moving bool, err error) {
-	if !r.s.conn.cluster {
-		return "", false, nil
-	}
-	text, moving, err = layout(ctx, servers)
-	return text, moving, failure(err)
 }
 
 // continueScan looks at so many keys as the budget says, from where the call
