@@ -102,6 +102,15 @@ func (a *Admin) GetStoreStatus(ctx context.Context, _ *sessionv1.GetStoreStatusR
 	}
 	if !st.LastLoss.IsZero() {
 		out.DataLossTime = timestamppb.New(st.LastLoss)
+		if st.LossSpan > 0 {
+			out.DataLossSpan = durationpb.New(st.LossSpan)
+		}
+	}
+	if st.ClockDifference != nil {
+		out.ClockDifference = durationpb.New(*st.ClockDifference)
+	}
+	for _, w := range st.Warnings {
+		out.Warnings = append(out.Warnings, &sessionv1.StoreWarning{Code: w.Code, Node: w.Node, Message: w.Message, Since: timestamppb.New(w.Since)})
 	}
 	return out, nil
 }

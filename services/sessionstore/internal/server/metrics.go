@@ -101,6 +101,8 @@ func observe(m metric.Meter, store storage.Store, limiter Limiter) error {
 	lag, err2 := m.Int64ObservableGauge("stoker_feed_lag", metric.WithDescription("Feed entries not yet acknowledged, by group and shard."))
 	age, err3 := m.Float64ObservableGauge("stoker_feed_watermark_age", metric.WithUnit("s"), metric.WithDescription("Age of the watermark, by group and shard: the oldest entry that is not acknowledged, 0 where there is none."))
 	losses, err7 := m.Int64ObservableCounter("stoker_store_data_losses", metric.WithDescription("How often the backend was seen to have lost its data."))
+	warnings, err8 := m.Int64ObservableGauge("stoker_store_warnings", metric.WithDescription("Warnings about the backend that hold now, by code."))
+	clock, err9 := m.Float64ObservableGauge("stoker_store_clock_difference", metric.WithUnit("s"), metric.WithDescription("By how much this process's clock is ahead of the backend's; absent where it has not been measured."))
 	loads, err5 := m.Int64ObservableGauge("stoker_store_calls", metric.WithDescription("Calls of the store under way, by class."))
 	limits, err6 := m.Int64ObservableGauge("stoker_store_call_limit", metric.WithDescription("How many calls may be under way, by class; further ones are turned away."))
 	_, err4 := m.RegisterCallback(func(ctx context.Context, o metric.Observer) error {
@@ -119,6 +121,16 @@ func observe(m metric.Meter, store storage.Store, limiter Limiter) error {
 			o.ObserveInt64(entries, st.Entries)
 		}
 		o.ObserveInt64(losses, st.Losses)
+		byCode := map[string]int64{}
+		for _, w := range st.Warnings {
+			byCode[w.Code]++
+		}
+		for code, n := range byCode {
+			o.ObserveInt64(warnings, n, metric.WithAttributes(attribute.String("code", code)))
+		}
+		if st.ClockDifference != nil {
+			o.ObserveFloat64(clock, st.ClockDifference.Seconds())
+		}
 		groups, err := store.Groups(ctx)
 		if err != nil {
 			return err
@@ -133,8 +145,8 @@ func observe(m metric.Meter, store storage.Store, limiter Limiter) error {
 			o.ObserveFloat64(age, behind, at)
 		}
 		return nil
-	}, entries, lag, age, loads, limits, losses)
-	return errors.Join(err1, err2, err3, err4, err5, err6, err7)
+	}, entries, lag, age, loads, limits, losses, warnings, clock)
+	return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9)
 }
 
 // Limiter limits how many calls of the store are under way.

@@ -57,6 +57,15 @@ type Status struct {
 	// the start; LastLoss is when, zero for never.
 	Losses   int64
 	LastLoss time.Time
+	// LossSpan is how far back the data had gone at LastLoss, 0 where that is not
+	// known.
+	LossSpan time.Duration
+	// Warnings are what endangers data or deadlines now, by code and node; at most
+	// MaxWarnings.
+	Warnings []Warning
+	// ClockDifference is by how much this process's clock is ahead of the backend's,
+	// negative where it is behind; nil where it has not been measured.
+	ClockDifference *time.Duration
 }
 
 // LossRecord remembers losses of data. It is safe for concurrent use.

@@ -412,9 +412,18 @@ type StoreStatus struct {
 	// The format of the data in Redis; empty for the embedded store. "1" is the
 	// format of earlier versions, which may have lost index entries. `stoker repair`
 	// raises it to "2"; after that, earlier versions refuse to start.
-	DataFormat    string `protobuf:"bytes,12,opt,name=data_format,json=dataFormat,proto3" json:"data_format,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DataFormat string `protobuf:"bytes,12,opt,name=data_format,json=dataFormat,proto3" json:"data_format,omitempty"`
+	// What endangers data or deadlines now, such as an eviction policy; at most 64.
+	Warnings []*StoreWarning `protobuf:"bytes,13,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// How far back the data had gone at data_loss_time: the time between the latest
+	// write that was known of and the latest one that was still there. Absent where
+	// that is not known.
+	DataLossSpan *durationpb.Duration `protobuf:"bytes,14,opt,name=data_loss_span,json=dataLossSpan,proto3" json:"data_loss_span,omitempty"`
+	// By how much this process's clock is ahead of the backend's; negative where it
+	// is behind. Absent where it has not been measured, and for the embedded store.
+	ClockDifference *durationpb.Duration `protobuf:"bytes,15,opt,name=clock_difference,json=clockDifference,proto3" json:"clock_difference,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StoreStatus) Reset() {
@@ -531,6 +540,101 @@ func (x *StoreStatus) GetDataFormat() string {
 	return ""
 }
 
+func (x *StoreStatus) GetWarnings() []*StoreWarning {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *StoreStatus) GetDataLossSpan() *durationpb.Duration {
+	if x != nil {
+		return x.DataLossSpan
+	}
+	return nil
+}
+
+func (x *StoreStatus) GetClockDifference() *durationpb.Duration {
+	if x != nil {
+		return x.ClockDifference
+	}
+	return nil
+}
+
+// StoreWarning is a property of the backend's configuration or state that endangers
+// data or deadlines.
+type StoreWarning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names the kind of warning, such as "eviction-policy". docs/redis.md lists them.
+	Code string `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	// The server that it is about; empty for the whole backend.
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// What was found, what it endangers, and what to set instead.
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// When this process first saw it.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreWarning) Reset() {
+	*x = StoreWarning{}
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreWarning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreWarning) ProtoMessage() {}
+
+func (x *StoreWarning) ProtoReflect() protoreflect.Message {
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreWarning.ProtoReflect.Descriptor instead.
+func (*StoreWarning) Descriptor() ([]byte, []int) {
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StoreWarning) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *StoreWarning) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *StoreWarning) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *StoreWarning) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 type RepairIndexesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -539,7 +643,7 @@ type RepairIndexesRequest struct {
 
 func (x *RepairIndexesRequest) Reset() {
 	*x = RepairIndexesRequest{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[6]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +655,7 @@ func (x *RepairIndexesRequest) String() string {
 func (*RepairIndexesRequest) ProtoMessage() {}
 
 func (x *RepairIndexesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[6]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -564,7 +668,7 @@ func (x *RepairIndexesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairIndexesRequest.ProtoReflect.Descriptor instead.
 func (*RepairIndexesRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{6}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{7}
 }
 
 // What a repair has done so far.
@@ -592,7 +696,7 @@ type RepairIndexesResponse struct {
 
 func (x *RepairIndexesResponse) Reset() {
 	*x = RepairIndexesResponse{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[7]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +708,7 @@ func (x *RepairIndexesResponse) String() string {
 func (*RepairIndexesResponse) ProtoMessage() {}
 
 func (x *RepairIndexesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[7]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +721,7 @@ func (x *RepairIndexesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RepairIndexesResponse.ProtoReflect.Descriptor instead.
 func (*RepairIndexesResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{7}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RepairIndexesResponse) GetKeys() int64 {
@@ -686,7 +790,7 @@ type ListDeadLettersRequest struct {
 
 func (x *ListDeadLettersRequest) Reset() {
 	*x = ListDeadLettersRequest{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[8]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +802,7 @@ func (x *ListDeadLettersRequest) String() string {
 func (*ListDeadLettersRequest) ProtoMessage() {}
 
 func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[8]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +815,7 @@ func (x *ListDeadLettersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLettersRequest.ProtoReflect.Descriptor instead.
 func (*ListDeadLettersRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{8}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListDeadLettersRequest) GetPageSize() int32 {
@@ -738,7 +842,7 @@ type ListDeadLettersResponse struct {
 
 func (x *ListDeadLettersResponse) Reset() {
 	*x = ListDeadLettersResponse{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[9]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +854,7 @@ func (x *ListDeadLettersResponse) String() string {
 func (*ListDeadLettersResponse) ProtoMessage() {}
 
 func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[9]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +867,7 @@ func (x *ListDeadLettersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeadLettersResponse.ProtoReflect.Descriptor instead.
 func (*ListDeadLettersResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{9}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListDeadLettersResponse) GetDeadLetters() []*DeadLetter {
@@ -794,7 +898,7 @@ type DeadLetter struct {
 
 func (x *DeadLetter) Reset() {
 	*x = DeadLetter{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[10]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +910,7 @@ func (x *DeadLetter) String() string {
 func (*DeadLetter) ProtoMessage() {}
 
 func (x *DeadLetter) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[10]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +923,7 @@ func (x *DeadLetter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeadLetter.ProtoReflect.Descriptor instead.
 func (*DeadLetter) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{10}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeadLetter) GetId() string {
@@ -868,7 +972,7 @@ type RetryDeadLetterRequest struct {
 
 func (x *RetryDeadLetterRequest) Reset() {
 	*x = RetryDeadLetterRequest{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[11]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +984,7 @@ func (x *RetryDeadLetterRequest) String() string {
 func (*RetryDeadLetterRequest) ProtoMessage() {}
 
 func (x *RetryDeadLetterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[11]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +997,7 @@ func (x *RetryDeadLetterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDeadLetterRequest.ProtoReflect.Descriptor instead.
 func (*RetryDeadLetterRequest) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{11}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RetryDeadLetterRequest) GetId() string {
@@ -919,7 +1023,7 @@ type RetryDeadLetterResponse struct {
 
 func (x *RetryDeadLetterResponse) Reset() {
 	*x = RetryDeadLetterResponse{}
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[12]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1035,7 @@ func (x *RetryDeadLetterResponse) String() string {
 func (*RetryDeadLetterResponse) ProtoMessage() {}
 
 func (x *RetryDeadLetterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[12]
+	mi := &file_stoker_session_v1_admin_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1048,7 @@ func (x *RetryDeadLetterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryDeadLetterResponse.ProtoReflect.Descriptor instead.
 func (*RetryDeadLetterResponse) Descriptor() ([]byte, []int) {
-	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{12}
+	return file_stoker_session_v1_admin_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RetryDeadLetterResponse) GetApplied() bool {
@@ -989,7 +1093,7 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x04name\x12B\n" +
 	"\x05state\x18\x02 \x01(\x0e2 .stoker.session.v1.Breaker.StateB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x05state\"\x17\n" +
-	"\x15GetStoreStatusRequest\"\xc9\x03\n" +
+	"\x15GetStoreStatusRequest\"\x8d\x05\n" +
 	"\vStoreStatus\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x16\n" +
 	"\x06shards\x18\x02 \x01(\x05R\x06shards\x12\x1a\n" +
@@ -1005,7 +1109,15 @@ const file_stoker_session_v1_admin_service_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\fdataLossTime\x12%\n" +
 	"\x0ejournal_broken\x18\v \x01(\bR\rjournalBroken\x12\x1f\n" +
 	"\vdata_format\x18\f \x01(\tR\n" +
-	"dataFormat\"\x16\n" +
+	"dataFormat\x12;\n" +
+	"\bwarnings\x18\r \x03(\v2\x1f.stoker.session.v1.StoreWarningR\bwarnings\x12?\n" +
+	"\x0edata_loss_span\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\fdataLossSpan\x12D\n" +
+	"\x10clock_difference\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x0fclockDifference\"\x82\x01\n" +
+	"\fStoreWarning\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x16\n" +
 	"\x14RepairIndexesRequest\"\xeb\x01\n" +
 	"\x15RepairIndexesResponse\x12\x12\n" +
 	"\x04keys\x18\x01 \x01(\x03R\x04keys\x12\x1d\n" +
@@ -1063,7 +1175,7 @@ func file_stoker_session_v1_admin_service_proto_rawDescGZIP() []byte {
 }
 
 var file_stoker_session_v1_admin_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_stoker_session_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_stoker_session_v1_admin_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_stoker_session_v1_admin_service_proto_goTypes = []any{
 	(Breaker_State)(0),              // 0: stoker.session.v1.Breaker.State
 	(*Breaker)(nil),                 // 1: stoker.session.v1.Breaker
@@ -1072,43 +1184,48 @@ var file_stoker_session_v1_admin_service_proto_goTypes = []any{
 	(*SetBreakerRequest)(nil),       // 4: stoker.session.v1.SetBreakerRequest
 	(*GetStoreStatusRequest)(nil),   // 5: stoker.session.v1.GetStoreStatusRequest
 	(*StoreStatus)(nil),             // 6: stoker.session.v1.StoreStatus
-	(*RepairIndexesRequest)(nil),    // 7: stoker.session.v1.RepairIndexesRequest
-	(*RepairIndexesResponse)(nil),   // 8: stoker.session.v1.RepairIndexesResponse
-	(*ListDeadLettersRequest)(nil),  // 9: stoker.session.v1.ListDeadLettersRequest
-	(*ListDeadLettersResponse)(nil), // 10: stoker.session.v1.ListDeadLettersResponse
-	(*DeadLetter)(nil),              // 11: stoker.session.v1.DeadLetter
-	(*RetryDeadLetterRequest)(nil),  // 12: stoker.session.v1.RetryDeadLetterRequest
-	(*RetryDeadLetterResponse)(nil), // 13: stoker.session.v1.RetryDeadLetterResponse
-	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 15: google.protobuf.Duration
+	(*StoreWarning)(nil),            // 7: stoker.session.v1.StoreWarning
+	(*RepairIndexesRequest)(nil),    // 8: stoker.session.v1.RepairIndexesRequest
+	(*RepairIndexesResponse)(nil),   // 9: stoker.session.v1.RepairIndexesResponse
+	(*ListDeadLettersRequest)(nil),  // 10: stoker.session.v1.ListDeadLettersRequest
+	(*ListDeadLettersResponse)(nil), // 11: stoker.session.v1.ListDeadLettersResponse
+	(*DeadLetter)(nil),              // 12: stoker.session.v1.DeadLetter
+	(*RetryDeadLetterRequest)(nil),  // 13: stoker.session.v1.RetryDeadLetterRequest
+	(*RetryDeadLetterResponse)(nil), // 14: stoker.session.v1.RetryDeadLetterResponse
+	(*timestamppb.Timestamp)(nil),   // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 16: google.protobuf.Duration
 }
 var file_stoker_session_v1_admin_service_proto_depIdxs = []int32{
 	0,  // 0: stoker.session.v1.Breaker.state:type_name -> stoker.session.v1.Breaker.State
-	14, // 1: stoker.session.v1.Breaker.last_failure_time:type_name -> google.protobuf.Timestamp
-	15, // 2: stoker.session.v1.Breaker.probe_after:type_name -> google.protobuf.Duration
+	15, // 1: stoker.session.v1.Breaker.last_failure_time:type_name -> google.protobuf.Timestamp
+	16, // 2: stoker.session.v1.Breaker.probe_after:type_name -> google.protobuf.Duration
 	1,  // 3: stoker.session.v1.ListBreakersResponse.breakers:type_name -> stoker.session.v1.Breaker
 	0,  // 4: stoker.session.v1.SetBreakerRequest.state:type_name -> stoker.session.v1.Breaker.State
-	14, // 5: stoker.session.v1.StoreStatus.start_time:type_name -> google.protobuf.Timestamp
-	14, // 6: stoker.session.v1.StoreStatus.data_loss_time:type_name -> google.protobuf.Timestamp
-	11, // 7: stoker.session.v1.ListDeadLettersResponse.dead_letters:type_name -> stoker.session.v1.DeadLetter
-	14, // 8: stoker.session.v1.DeadLetter.accept_time:type_name -> google.protobuf.Timestamp
-	2,  // 9: stoker.session.v1.AdminService.ListBreakers:input_type -> stoker.session.v1.ListBreakersRequest
-	4,  // 10: stoker.session.v1.AdminService.SetBreaker:input_type -> stoker.session.v1.SetBreakerRequest
-	5,  // 11: stoker.session.v1.AdminService.GetStoreStatus:input_type -> stoker.session.v1.GetStoreStatusRequest
-	9,  // 12: stoker.session.v1.AdminService.ListDeadLetters:input_type -> stoker.session.v1.ListDeadLettersRequest
-	12, // 13: stoker.session.v1.AdminService.RetryDeadLetter:input_type -> stoker.session.v1.RetryDeadLetterRequest
-	7,  // 14: stoker.session.v1.AdminService.RepairIndexes:input_type -> stoker.session.v1.RepairIndexesRequest
-	3,  // 15: stoker.session.v1.AdminService.ListBreakers:output_type -> stoker.session.v1.ListBreakersResponse
-	1,  // 16: stoker.session.v1.AdminService.SetBreaker:output_type -> stoker.session.v1.Breaker
-	6,  // 17: stoker.session.v1.AdminService.GetStoreStatus:output_type -> stoker.session.v1.StoreStatus
-	10, // 18: stoker.session.v1.AdminService.ListDeadLetters:output_type -> stoker.session.v1.ListDeadLettersResponse
-	13, // 19: stoker.session.v1.AdminService.RetryDeadLetter:output_type -> stoker.session.v1.RetryDeadLetterResponse
-	8,  // 20: stoker.session.v1.AdminService.RepairIndexes:output_type -> stoker.session.v1.RepairIndexesResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	15, // 5: stoker.session.v1.StoreStatus.start_time:type_name -> google.protobuf.Timestamp
+	15, // 6: stoker.session.v1.StoreStatus.data_loss_time:type_name -> google.protobuf.Timestamp
+	7,  // 7: stoker.session.v1.StoreStatus.warnings:type_name -> stoker.session.v1.StoreWarning
+	16, // 8: stoker.session.v1.StoreStatus.data_loss_span:type_name -> google.protobuf.Duration
+	16, // 9: stoker.session.v1.StoreStatus.clock_difference:type_name -> google.protobuf.Duration
+	15, // 10: stoker.session.v1.StoreWarning.since:type_name -> google.protobuf.Timestamp
+	12, // 11: stoker.session.v1.ListDeadLettersResponse.dead_letters:type_name -> stoker.session.v1.DeadLetter
+	15, // 12: stoker.session.v1.DeadLetter.accept_time:type_name -> google.protobuf.Timestamp
+	2,  // 13: stoker.session.v1.AdminService.ListBreakers:input_type -> stoker.session.v1.ListBreakersRequest
+	4,  // 14: stoker.session.v1.AdminService.SetBreaker:input_type -> stoker.session.v1.SetBreakerRequest
+	5,  // 15: stoker.session.v1.AdminService.GetStoreStatus:input_type -> stoker.session.v1.GetStoreStatusRequest
+	10, // 16: stoker.session.v1.AdminService.ListDeadLetters:input_type -> stoker.session.v1.ListDeadLettersRequest
+	13, // 17: stoker.session.v1.AdminService.RetryDeadLetter:input_type -> stoker.session.v1.RetryDeadLetterRequest
+	8,  // 18: stoker.session.v1.AdminService.RepairIndexes:input_type -> stoker.session.v1.RepairIndexesRequest
+	3,  // 19: stoker.session.v1.AdminService.ListBreakers:output_type -> stoker.session.v1.ListBreakersResponse
+	1,  // 20: stoker.session.v1.AdminService.SetBreaker:output_type -> stoker.session.v1.Breaker
+	6,  // 21: stoker.session.v1.AdminService.GetStoreStatus:output_type -> stoker.session.v1.StoreStatus
+	11, // 22: stoker.session.v1.AdminService.ListDeadLetters:output_type -> stoker.session.v1.ListDeadLettersResponse
+	14, // 23: stoker.session.v1.AdminService.RetryDeadLetter:output_type -> stoker.session.v1.RetryDeadLetterResponse
+	9,  // 24: stoker.session.v1.AdminService.RepairIndexes:output_type -> stoker.session.v1.RepairIndexesResponse
+	19, // [19:25] is the sub-list for method output_type
+	13, // [13:19] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_stoker_session_v1_admin_service_proto_init() }
@@ -1122,7 +1239,7 @@ func file_stoker_session_v1_admin_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stoker_session_v1_admin_service_proto_rawDesc), len(file_stoker_session_v1_admin_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -124,6 +124,8 @@ type Store struct {
 	// epoch names the data that was there when it was last looked at.
 	epoch atomic.Pointer[string]
 	lost  storage.LossRecord
+	// warnings are what endangers data or deadlines now.
+	warnings *storage.WarningBoard
 	// dataFormat is the format of the data when it was last looked at.
 	dataFormat atomic.Pointer[string]
 
@@ -152,7 +154,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		return nil, errors.Join(err, c.close())
 	}
 	s := &Store{
-		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}),
+		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}), warnings: storage.NewWarningBoard(opts.Log, opts.Clock),
 		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
 	}
 	_, s.untraced = opts.Tracer.(tracenoop.TracerProvider)
@@ -199,6 +201,7 @@ func (s *Store) checkEpoch(ctx context.Context) error {
 func (s *Store) Status(ctx context.Context) storage.Status {
 	st := storage.Status{Backend: "redis", Shards: len(s.shards), Entries: -1}
 	st.Losses, st.LastLoss = s.lost.Get()
+	st.Warnings = s.warnings.List()
 	if found := s.dataFormat.Load(); found != nil {
 		st.Format = *found
 	}
