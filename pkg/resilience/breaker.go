@@ -177,19 +177,39 @@ func (b *Breaker) retryAfter() time.Duration {
 	return probeWait
 }
 
-// Done tells how the call went: fault says that the other side could not
-// answer. Everything it did answer, refusals included, is a success.
-func (b *Breaker) Done(p Permit, fault bool) {
-	if fault {
+// Outcome is what a call says about the other side.
+type Outcome uint8
+
+const (
+	// Success: it answered. Refusals are answers too.
+	Success Outcome = iota
+	// Fault: it could not do the work.
+	Fault
+	// Neutral: the call failed and says nothing about the other side, as on a
+	// connection that was closed while it was idle.
+	Neutral
+)
+
+// Done reports the outcome of a call. A neutral one is not counted, except while the
+// breaker is half-open: its few permits must come back, and only a success may close
+// it, so there it counts as a fault.
+func (b *Breaker) Done(p Permit, o Outcome) {
+	if p.era == b.era.Load() && o == Neutral && stateOf(b.inner.State()) == HalfOpen {
+		o = Fault
+	}
+	switch o {
+	case Fault:
 		b.lastFailure.Store(time.Now().UnixNano())
 		b.failures.Add(1)
-	} else {
+	case Success:
 		b.failures.Store(0)
+	case Neutral:
+		return
 	}
 	if p.era != b.era.Load() {
 		return
 	}
-	if fault {
+	if o == Fault {
 		b.inner.RecordFailure()
 	} else {
 		b.inner.RecordSuccess()
@@ -198,14 +218,14 @@ func (b *Breaker) Done(p Permit, fault bool) {
 
 // Guard runs op under the breaker. A panic counts as a fault, and gives its
 // permit back, before it goes on.
-func (b *Breaker) Guard(op func() (fault bool)) error {
+func (b *Breaker) Guard(op func() Outcome) error {
 	p, err := b.Acquire()
 	if err != nil {
 		return err
 	}
-	fault := true
-	defer func() { b.Done(p, fault) }()
-	fault = op()
+	o := Fault
+	defer func() { b.Done(p, o) }()
+	o = op()
 	return nil
 }
 

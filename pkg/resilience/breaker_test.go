@@ -47,8 +47,15 @@ func registry(cfg resilience.BreakerConfig) (*resilience.Registry, *record) {
 	return resilience.NewRegistry(cfg, rec.add), rec
 }
 
+func outcome(fault bool) resilience.Outcome {
+	if fault {
+		return resilience.Fault
+	}
+	return resilience.Success
+}
+
 func call(b *resilience.Breaker, fault bool) error {
-	return b.Guard(func() bool { return fault })
+	return b.Guard(func() resilience.Outcome { return outcome(fault) })
 }
 
 func status(t *testing.T, r *resilience.Registry, name string) resilience.Status {
@@ -142,7 +149,7 @@ func TestHalfOpenLetsFewThrough(t *testing.T) {
 			<-release
 			if err == nil {
 				in.Add(-1)
-				b.Done(p, false)
+				b.Done(p, resilience.Success)
 			}
 		})
 	}
@@ -195,7 +202,7 @@ func TestResultsOfAnotherEraAreNoVerdict(t *testing.T) {
 			return err == nil
 		})
 		for _, p := range slow {
-			b.Done(p, fault)
+			b.Done(p, outcome(fault))
 		}
 		if s := status(t, r, "read@a:1"); s.State != resilience.HalfOpen {
 			t.Fatalf("moved by results from before: %+v", s)
@@ -209,11 +216,40 @@ func TestResultsOfAnotherEraAreNoVerdict(t *testing.T) {
 			t.Errorf("%d probes at a time, want 3", len(probes))
 		}
 		for _, p := range probes {
-			b.Done(p, false)
+			b.Done(p, resilience.Success)
 		}
 		if s := status(t, r, "read@a:1"); s.State != resilience.Closed {
 			t.Errorf("after good probes: %+v", s)
 		}
+	}
+}
+
+// TestNeutralOutcomes: while closed, neither counted as failures nor as the success
+// that ends a row of them; in half-open, whose permits they hold, as faults.
+func TestNeutralOutcomes(t *testing.T) {
+	r, _ := registry(resilience.BreakerConfig{})
+	b := r.Breaker("read", "a:1")
+	neutral := func() error { return b.Guard(func() resilience.Outcome { return resilience.Neutral }) }
+	for range 100 {
+		if err := neutral(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := status(t, r, "read@a:1"); s.State != resilience.Closed || s.Failures != 0 || !s.LastFailure.IsZero() {
+		t.Fatalf("after 100 neutral outcomes: %+v", s)
+	}
+	for i := range 5 {
+		if i > 0 {
+			_ = neutral()
+		}
+		_ = call(b, true)
+	}
+	if s := status(t, r, "read@a:1"); s.State != resilience.Open {
+		t.Fatalf("5 failures with neutral outcomes between them: %+v", s)
+	}
+	until(t, "a probe goes through", func() bool { return neutral() == nil })
+	if s := status(t, r, "read@a:1"); s.State != resilience.Open || s.Trips != 2 {
+		t.Errorf("after a neutral probe: %+v", s)
 	}
 }
 
@@ -227,7 +263,7 @@ func TestPanicsGiveTheirPermitsBack(t *testing.T) {
 				t.Error("the panic was swallowed")
 			}
 		}()
-		_ = b.Guard(func() bool { panic("boom") })
+		_ = b.Guard(func() resilience.Outcome { panic("boom") })
 	}
 	boom()
 	if s := status(t, r, "read@a:1"); s.State != resilience.Open {
@@ -349,7 +385,7 @@ func BenchmarkGuard(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			_ = br.Guard(func() bool { return false })
+			_ = br.Guard(func() resilience.Outcome { return resilience.Success })
 		}
 	})
 }

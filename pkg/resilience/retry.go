@@ -2,6 +2,7 @@ package resilience
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -86,6 +87,14 @@ func Attempt(ctx context.Context) int {
 	return 1
 }
 
+// isFree says whether the first retry after an error costs nothing: the error, or one
+// that it wraps, has a method FreeRetry that returns true. It is for failures that say
+// nothing about the other side, such as of a connection that was closed while idle.
+func isFree(err error) bool {
+	var free interface{ FreeRetry() bool }
+	return errors.As(err, &free) && free.FreeRetry()
+}
+
 // Retry calls op until it works, its error is not worth a retry, or attempts,
 // budget or ctx come to an end; it returns what the last call did. op must be
 // one that may be applied twice.
@@ -97,7 +106,10 @@ func Retry[T any](ctx context.Context, r *Retrier, worth func(error) bool, op fu
 			r.worked()
 			return v, nil
 		}
-		if attempt >= r.cfg.Attempts || !worth(err) || ctx.Err() != nil || !r.spend() {
+		if attempt >= r.cfg.Attempts || !worth(err) || ctx.Err() != nil {
+			return v, err
+		}
+		if free := attempt == 1 && isFree(err); !free && !r.spend() {
 			return v, err
 		}
 		t := time.NewTimer(delay/2 + rand.N(delay/2+1))

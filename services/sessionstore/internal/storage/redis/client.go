@@ -1,17 +1,15 @@
 package redis
 
 import (
-	"crypto/tls"
+	"context"
 	"errors"
-	"fmt"
-	"net/url"
-	"strconv"
-	"strings"
+	"net"
 	"sync"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
+	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"github.com/livinguniverse/stoker/pkg/resilience"
 )
@@ -24,6 +22,15 @@ type conn struct {
 	// which the end of a context would not.
 	stream  *lane
 	cluster bool
+	access  *access
+	dialer  *dialer
+	// endpoint follows the one server; nil for a cluster.
+	endpoint *endpoint
+	breakers *resilience.Registry
+	// servers are a cluster's, by address: map[string]*server.
+	servers sync.Map
+	stop    context.CancelFunc
+	work    sync.WaitGroup
 }
 
 // quiet turns off go-redis's own log, which is one for the whole process and
@@ -31,114 +38,108 @@ type conn struct {
 // logged by who gets them.
 var quiet = sync.OnceFunc(logging.Disable)
 
-// dial parses a URL and connects when first used:
-//
-//	redis://[user:password@]host:port/db           one server
-//	redis://host:port,host:port,...                a cluster
-//	redis+sentinel://host:port,.../master/db       behind Sentinel
-//
-// rediss instead of redis speaks TLS.
-func dial(raw string, timeout time.Duration, breakers *resilience.Registry) (*conn, error) {
+// Connections are replaced before a balancer or a firewall on the way forgets them:
+// the shortest idle time known is that of a load balancer which closes after a minute.
+// The limited life makes them follow an address behind which another server has come
+// up (see server.identify).
+const (
+	connMaxIdle        = 50 * time.Second
+	connMaxLife        = 5 * time.Minute
+	connMaxLifeScatter = time.Minute
+)
+
+// resolver returns the addresses of a host.
+type resolver func(ctx context.Context, host string) ([]string, error)
+
+// dialOptions are what dial needs to know besides the URL.
+type dialOptions struct {
+	files    Access
+	timeout  time.Duration
+	breakers *resilience.Registry
+	resolve  resolver
+	// switched is called after the store has moved to another server; may be nil.
+	switched func(from, to string)
+}
+
+// dial connects when first used.
+func dial(raw string, o dialOptions) (*conn, error) {
 	quiet()
 	u, err := parseURL(raw)
 	if err != nil {
 		return nil, err
 	}
+	a, err := newAccess(o.files, u)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{cluster: u.cluster, access: a, breakers: o.breakers}
+	c.dialer = &dialer{timeout: o.timeout, starved: measureStarvation(), tls: a.tlsConfig}
 	opts := goredis.UniversalOptions{
-		Addrs: u.addrs, DB: u.db, Username: u.user, Password: u.password, MasterName: u.master,
+		Addrs: u.addrs, DB: u.db, CredentialsProviderContext: a.credentials,
 		// One layer decides about retries, and it is not this one: after a lost
 		// reply go-redis would send the command again, and apply it twice.
-		MaxRetries: -1, DialerRetries: 1, DialTimeout: timeout, ReadTimeout: timeout, WriteTimeout: timeout,
-		ContextTimeoutEnabled: true, PoolTimeout: timeout,
+		MaxRetries: -1, DialerRetries: 1, DialTimeout: o.timeout, ReadTimeout: o.timeout, WriteTimeout: o.timeout,
+		ContextTimeoutEnabled: true, PoolTimeout: o.timeout,
+		ConnMaxIdleTime: connMaxIdle, ConnMaxLifetime: connMaxLife, ConnMaxLifetimeJitter: connMaxLifeScatter,
 		IsClusterMode: u.cluster,
+		// It would dial other addresses than the dialer's.
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
-	if u.tls {
-		opts.TLSConfig = tlsConfig()
+	if u.cluster {
+		opts.Dialer = func(ctx context.Context, _, addr string) (net.Conn, error) {
+			host, _, _ := net.SplitHostPort(addr)
+			return c.dialer.dial(ctx, c.server(addr), host)
+		}
+	} else {
+		c.endpoint = newEndpoint(c, u, opts, o)
+		opts.Addrs, opts.Dialer, opts.OnConnect = u.addrs[:1], c.endpoint.dial, c.endpoint.onConnect
 	}
-	c := &conn{cluster: u.cluster}
 	var errs [3]error
-	c.read, errs[0] = newLane(ClassRead, opts, timeout, breakers)
-	c.write, errs[1] = newLane(ClassWrite, opts, timeout, breakers)
-	c.stream, errs[2] = newLane(ClassStream, opts, tailBlock+timeout, breakers)
+	c.read, errs[0] = newLane(c, ClassRead, opts, o.timeout, o.breakers)
+	c.write, errs[1] = newLane(c, ClassWrite, opts, o.timeout, o.breakers)
+	c.stream, errs[2] = newLane(c, ClassStream, opts, tailBlock+o.timeout, o.breakers)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, errors.Join(err, c.close())
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	if c.endpoint != nil {
+		c.work.Go(func() { c.endpoint.watch(ctx) })
+	} else {
+		c.work.Go(func() { c.watchNodes(ctx) })
 	}
 	return c, nil
 }
 
-type target struct {
-	addrs          []string
-	user, password string
-	db             int
-	master         string
-	cluster, tls   bool
+// lanes are those that were made.
+func (c *conn) lanes() []*lane {
+	var out []*lane
+	for _, l := range []*lane{c.stream, c.read, c.write} {
+		if l != nil {
+			out = append(out, l)
+		}
+	}
+	return out
 }
 
-func parseURL(raw string) (target, error) {
-	bad := func(why string) (target, error) {
-		// Never the URL itself: it may hold a password.
-		return target{}, fmt.Errorf("--redis-url: %s; expected redis://[user:password@]host:port/db", why)
-	}
-	scheme, rest, found := strings.Cut(raw, "://")
-	if !found {
-		return bad("no scheme")
-	}
-	// net/url takes one host; the list of hosts is parsed here.
-	rest, path, _ := strings.Cut(rest, "/")
-	var t target
-	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
-		u, err := url.Parse("redis://" + rest[:i+1] + "host")
-		if err != nil {
-			return bad("malformed user or password")
-		}
-		t.user = u.User.Username()
-		t.password, _ = u.User.Password()
-		rest = rest[i+1:]
-	}
-	for _, a := range strings.Split(rest, ",") {
-		if a == "" {
-			return bad("no host")
-		}
-		if !strings.Contains(a[strings.LastIndexByte(a, ']')+1:], ":") {
-			a += ":6379"
-		}
-		t.addrs = append(t.addrs, a)
-	}
-	switch scheme {
-	case "redis", "rediss":
-		t.cluster = len(t.addrs) > 1
-	case "redis+cluster", "rediss+cluster":
-		t.cluster = true
-	case "redis+sentinel", "rediss+sentinel":
-		t.master, path, _ = strings.Cut(path, "/")
-		if t.master == "" {
-			return bad("no name of the master")
-		}
-	default:
-		return bad(fmt.Sprintf("unknown scheme %q", scheme))
-	}
-	t.tls = strings.HasPrefix(scheme, "rediss")
-	if path != "" {
-		db, err := strconv.Atoi(path)
-		if err != nil || db < 0 {
-			return bad("the database is not a number")
-		}
-		if t.cluster && db != 0 {
-			return bad("a cluster has no databases")
-		}
-		t.db = db
-	}
-	return t, nil
+// server returns that of an address of a cluster.
+func (c *conn) server(addr string) *server {
+	s, _ := c.servers.LoadOrStore(addr, &server{addr: addr})
+	return s.(*server) //nolint:forcetypeassert // it holds nothing else
 }
 
 func (c *conn) close() error {
-	var errs []error
-	for _, l := range []*lane{c.stream, c.read, c.write} {
-		if l != nil {
-			errs = append(errs, l.close())
-		}
+	if c.stop != nil {
+		c.stop()
 	}
+	var errs []error
+	for _, l := range c.lanes() {
+		errs = append(errs, l.close())
+	}
+	if c.endpoint != nil {
+		errs = append(errs, c.endpoint.close())
+	}
+	c.work.Wait()
+	c.dialer.starved.close()
 	return errors.Join(errs...)
 }
-
-func tlsConfig() *tls.Config { return &tls.Config{MinVersion: tls.VersionTLS12} }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/livinguniverse/stoker/pkg/resilience"
 )
 
 // topologyMaxAge bounds how long a cluster's client believes what it knows of
@@ -172,4 +174,88 @@ func redirected(err error) bool {
 	_, moved := goredis.IsMovedError(err)
 	_, ask := goredis.IsAskError(err)
 	return moved || ask || errors.Is(err, goredis.ErrClosed)
+}
+
+// watchNodes keeps the breakers of a cluster in step with its nodes, and closes those
+// of nodes that are well again though nobody calls them, until ctx ends.
+func (c *conn) watchNodes(ctx context.Context) {
+	tick := time.NewTicker(topologyMaxAge)
+	defer tick.Stop()
+	missed := map[string]int{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		c.dropNodes(ctx, missed)
+		c.probeNodes(ctx)
+	}
+}
+
+// departedAfter is for how many looks in a row a node must be missing before it counts
+// as departed: a look may meet a node that knows less than others.
+const departedAfter = 2
+
+// dropNodes removes the breakers of nodes that are no longer in the cluster. A node that
+// comes back begins with closed ones.
+func (c *conn) dropNodes(ctx context.Context, missed map[string]int) {
+	client, ok := c.read.client.(*goredis.ClusterClient)
+	if !ok {
+		return
+	}
+	slots, err := client.ClusterSlots(ctx).Result()
+	if err != nil || len(slots) == 0 {
+		return
+	}
+	present := map[string]bool{}
+	for _, sl := range slots {
+		for _, n := range sl.Nodes {
+			present[n.Addr] = true
+		}
+	}
+	for _, l := range c.lanes() {
+		l.guards.Range(func(key, value any) bool {
+			addr, _ := key.(string)
+			g, _ := value.(*guard)
+			if present[addr] {
+				g.restore(c.breakers, l.class, addr)
+			}
+			return true
+		})
+	}
+	c.servers.Range(func(key, value any) bool {
+		addr, _ := key.(string)
+		if present[addr] {
+			delete(missed, addr)
+		} else if missed[addr]++; missed[addr] == departedAfter {
+			c.breakers.Drop(addr)
+		}
+		return true
+	})
+}
+
+// restore gives a guard the breaker of its server that is listed: another one, once
+// the one before was dropped.
+func (g *guard) restore(breakers *resilience.Registry, class, addr string) {
+	if b := breakers.Breaker(class, addr); g.breaker.Load() != b {
+		g.breaker.Store(b)
+	}
+}
+
+// probeNodes calls the nodes whose breaker is due for a probe.
+func (c *conn) probeNodes(ctx context.Context) {
+	for _, l := range []*lane{c.read, c.stream} {
+		l.guards.Range(func(key, value any) bool {
+			g, _ := value.(*guard)
+			node, ok := l.nodes.Load(key)
+			client, isClient := node.(*goredis.Client)
+			for st := g.breaker.Load().Status(); ok && isClient && (st.ProbeDue || st.State == resilience.HalfOpen); st = g.breaker.Load().Status() {
+				if client.Ping(ctx).Err() != nil {
+					break
+				}
+			}
+			return ctx.Err() == nil
+		})
+	}
 }

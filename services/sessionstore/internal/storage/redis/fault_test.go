@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -58,6 +59,17 @@ func TestFaults(t *testing.T) {
 		{"too many connections", replyError("ERR max number of clients reached"), true, storage.ErrUnavailable},
 		{"BUSY", replyError("BUSY Redis is busy running a script."), true, storage.ErrUnavailable},
 
+		{"wrong password", replyError("WRONGPASS invalid username-password pair or user is disabled."), true, storage.ErrUnavailable},
+		{"no login", replyError("NOAUTH Authentication required."), true, storage.ErrUnavailable},
+		{"no right", replyError("NOPERM User stoker has no permissions to run the 'evalsha' command"), true, storage.ErrUnavailable},
+		{"no right inside a script", replyError("ERR ACL failure in script: User stoker has no permissions to run the 'hset' command script: 1f, on @user_script:1."), true, storage.ErrUnavailable},
+		{"protected mode", replyError("DENIED Redis is running in protected mode"), true, storage.ErrUnavailable},
+		{"a large request without login", replyError("ERR Protocol error: unauthenticated multibulk length"), true, storage.ErrUnavailable},
+		{"a command that the service does not have", replyError("ERR unknown command 'xread', with args beginning with: "), true, storage.ErrUnavailable},
+		{"a reply that nobody knows", replyError("PAUSED until the upgrade is done"), true, storage.ErrUnavailable},
+		{"a word that begins like another", replyError("BUSYGROUP Consumer Group name already exists"), true, storage.ErrUnavailable},
+		{"certificate", &tls.CertificateVerificationError{Err: errors.New("unknown authority")}, true, storage.ErrUnavailable},
+
 		{"nothing", nil, false, nil},
 		{"nil", goredis.Nil, false, goredis.Nil},
 		{"the caller has left", context.Canceled, false, context.Canceled},
@@ -65,7 +77,8 @@ func TestFaults(t *testing.T) {
 		{"the caller's deadline", fmt.Errorf("get: %w", departureError{context.DeadlineExceeded}), false, nil},
 		{"closed by us", goredis.ErrClosed, false, storage.ErrClosed},
 		{"turned away by a breaker", open, false, storage.ErrUnavailable},
-		{"NOSCRIPT", replyError("NOSCRIPT No matching script."), false, nil},
+		{"any other", errors.New("strange"), true, storage.ErrUnavailable},
+		{"NOSCRIPT", replyError("NOSCRIPT No matching script."), false, storage.ErrUnavailable},
 		{"WRONGTYPE", replyError("WRONGTYPE Operation against a key holding the wrong kind of value"), false, nil},
 
 		// A moving slot is no fault of a node, and no verdict on the session.
@@ -74,14 +87,13 @@ func TestFaults(t *testing.T) {
 		{"ASK", replyError("ASK 1 127.0.0.1:1"), false, storage.ErrUnavailable},
 		{"an undeclared key that has moved", replyError("ERR Script attempted to access a non local key in a cluster node script: 1f, on @user_script:3."), false, storage.ErrUnavailable},
 		{"the same of Redis 6", replyError("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: Script attempted to access a non local key in a cluster node"), false, storage.ErrUnavailable},
-		{"no node for a slot", routeError{errors.New("redis: cluster has no nodes")}, false, storage.ErrUnavailable},
+		{"no node for a slot", routeError{errors.New("redis: cluster has no nodes")}, true, storage.ErrUnavailable},
 		{"no node, since we have closed", routeError{goredis.ErrClosed}, false, storage.ErrClosed},
 
 		{"a defect of a script", replyError("ERR user_script:3: attempt to index a nil value script: 1f, on @user_script:3."), false, nil},
-		{"a word that begins like one", replyError("BUSYGROUP Consumer Group name already exists"), false, nil},
-		{"wrong password", replyError("WRONGPASS invalid username-password pair"), false, nil},
-		{"ours", storage.ErrConflict, false, nil},
-		{"any other", errors.New("strange"), false, nil},
+		{"a defect of a script of Redis 6", replyError("ERR Error running script (call to f_1f): @user_script:7: user_script:7: attempt to index a nil value"), false, nil},
+		{"an operator ended the script", replyError("ERR Error running script (call to f_1f): @user_script:1: Script killed by user with SCRIPT KILL..."), true, storage.ErrUnavailable},
+		{"a bad stream id", replyError("ERR The ID specified in XADD is equal or smaller than the target stream top item script: 1f, on @user_script:1."), false, nil},
 	} {
 		if got := isFault(c.err); got != c.fault {
 			t.Errorf("%s: fault %v, want %v", c.name, got, c.fault)
@@ -98,20 +110,6 @@ func TestFaults(t *testing.T) {
 		}
 		if c.err != nil && !errors.Is(c.maps, storage.ErrClosed) && !errors.Is(got, c.err) {
 			t.Errorf("%s: the cause is lost in %v", c.name, got)
-		}
-	}
-}
-
-// TestNoVerdict: what is said whatever is asked condemns no write that is
-// replayed; what is said of its data does.
-func TestNoVerdict(t *testing.T) {
-	for reply, want := range map[string]bool{
-		"NOSCRIPT No matching script.":              true,
-		"DENIED Redis is running in protected mode": true, "NOAUTH Authentication required.": true,
-		"WRONGTYPE Operation against a key holding the wrong kind of value": false, "ERR user_script:3: attempt to index a nil value": false,
-	} {
-		if got := noVerdict(reply); got != want {
-			t.Errorf("%s: %v", reply, got)
 		}
 	}
 }

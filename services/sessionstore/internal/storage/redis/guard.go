@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync/atomic"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -24,33 +25,66 @@ const (
 // come and go meanwhile: one that leaves is no verdict on the node, and a batch
 // may hold the commands of many.
 type guard struct {
-	breaker *resilience.Breaker
+	// breaker is that of the server that the client leads to now.
+	breaker atomic.Pointer[resilience.Breaker]
 	timeout time.Duration
-	// opened is told that the node's breaker has opened.
+	// again: a round trip that failed on a connection which had ended while it was idle
+	// is made again, on another one.
+	again bool
+	// server is the one that the client leads to now.
+	server func() *server
+	// opened is called when the server's breaker has opened, or the server is not
+	// the right one.
 	opened func(ctx context.Context)
 }
 
 var _ goredis.Hook = (*guard)(nil)
 
+func newGuard(b *resilience.Breaker, timeout time.Duration, again bool) *guard {
+	g := &guard{timeout: timeout, again: again}
+	g.breaker.Store(b)
+	return g
+}
+
 // guarded marks the context of a round trip under way: a new connection's
 // handshake is a part of it, and must not ask for another permit.
 type guarded struct{}
 
-// run makes one round trip, which says whether it met a fault. The error is the
-// breaker's, when it turns the round trip away.
-func (g *guard) run(ctx context.Context, trip func(ctx context.Context) (fault bool)) error {
+// tripSlack is what a round trip may take beyond the timeout of its connection, which
+// bounds the wait for the server: dialing, and the time that this process does not get
+// to run. It only matters where the connection's deadlines fail.
+const tripSlack = 2 * extensionsMost
+
+// run makes one round trip, which returns its outcome and an error that says most
+// about it. The error is the breaker's, when that rejects the round trip.
+func (g *guard) run(ctx context.Context, trip func(ctx context.Context) (resilience.Outcome, error)) error {
 	ctx = context.WithValue(context.WithoutCancel(ctx), guarded{}, true)
-	faulty := false
-	rejected := g.breaker.Guard(func() bool {
-		ctx, cancel := context.WithTimeout(ctx, g.timeout)
-		defer cancel()
-		faulty = trip(ctx)
-		return faulty
+	breaker := g.breaker.Load()
+	faulty, retiring := false, false
+	rejected := breaker.Guard(func() resilience.Outcome {
+		out, err := g.attempt(ctx, trip)
+		if g.again && isStale(err) {
+			// Others from the same time have mostly ended too.
+			g.server().retire()
+			out, err = g.attempt(ctx, trip)
+		}
+		faulty, retiring = out == resilience.Fault, isRetiring(err)
+		return out
 	})
-	if faulty && g.breaker.Status().State == resilience.Open {
+	if retiring {
+		g.server().retireOften()
+		g.opened(ctx)
+	} else if faulty && breaker.Status().State == resilience.Open {
+		g.server().retire() // probes are made on new connections
 		g.opened(ctx)
 	}
 	return rejected
+}
+
+func (g *guard) attempt(ctx context.Context, trip func(ctx context.Context) (resilience.Outcome, error)) (resilience.Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, tripSlack*g.timeout)
+	defer cancel()
+	return trip(ctx)
 }
 
 // DialHook leaves dialing alone: it happens inside a round trip.
@@ -65,9 +99,10 @@ func (g *guard) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
 			return next(ctx, cmd)
 		}
 		var err error
-		rejected := g.run(ctx, func(ctx context.Context) bool {
+		rejected := g.run(ctx, func(ctx context.Context) (resilience.Outcome, error) {
+			cmd.SetErr(nil)
 			err = next(ctx, cmd)
-			return isFault(err)
+			return outcomeOf(err), err
 		})
 		if rejected != nil {
 			cmd.SetErr(rejected)
@@ -77,7 +112,7 @@ func (g *guard) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
 	}
 }
 
-// ProcessPipelineHook guards a batch: one round trip, one verdict.
+// ProcessPipelineHook guards a batch: one round trip, one outcome.
 func (g *guard) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []goredis.Cmder) error {
 		if ctx.Value(guarded{}) != nil {
@@ -85,9 +120,12 @@ func (g *guard) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.Pr
 		}
 		var err error
 		heard, listeners := overhear(cmds)
-		rejected := g.run(ctx, func(ctx context.Context) bool {
+		rejected := g.run(ctx, func(ctx context.Context) (resilience.Outcome, error) {
+			for i := range heard {
+				heard[i].err = nil
+			}
 			err = next(ctx, listeners)
-			return isFault(err) || anyFault(heard)
+			return outcomeOfBatch(err, heard)
 		})
 		if rejected != nil {
 			for _, cmd := range cmds {
@@ -123,11 +161,18 @@ func overhear(cmds []goredis.Cmder) ([]overheard, []goredis.Cmder) {
 	return heard, listeners
 }
 
-func anyFault(cmds []overheard) bool {
+// outcomeOfBatch is the worst outcome of a batch that ended with err, and its error.
+func outcomeOfBatch(err error, cmds []overheard) (resilience.Outcome, error) {
+	out, why := outcomeOf(err), err
 	for i := range cmds {
-		if err := cmds[i].err; err != nil && !errors.Is(err, goredis.Nil) && isFault(err) {
-			return true
+		if out == resilience.Fault && isRetiring(why) {
+			break
+		}
+		if err := cmds[i].err; err != nil && !errors.Is(err, goredis.Nil) {
+			if o := outcomeOf(err); o == resilience.Fault || out == resilience.Success && o != out {
+				out, why = o, err
+			}
 		}
 	}
-	return false
+	return out, why
 }

@@ -14,7 +14,8 @@ import (
 // fault all the same when a later one met one, and none when it was refused.
 func TestOneFaultIsThatOfTheBatch(t *testing.T) {
 	breaker := resilience.NewRegistry(resilience.BreakerConfig{}, nil).Breaker(ClassWrite, "node")
-	g := &guard{breaker: breaker, timeout: time.Second, opened: func(context.Context) {}}
+	g := newGuard(breaker, time.Second, false)
+	g.server, g.opened = func() *server { return &server{} }, func(context.Context) {}
 	for _, c := range []struct {
 		name  string
 		err   error

@@ -24,8 +24,12 @@ type lane struct {
 	auto *goredis.AutoPipeliner
 	// slots bounds the round trips of batches that are under way.
 	slots chan struct{}
-	// nodes are a cluster's, by address: map[string]*goredis.Client.
-	nodes sync.Map
+	class string
+	// single guards the one server; nil for a cluster.
+	single *guard
+	// nodes are a cluster's, by address: map[string]*goredis.Client; guards are theirs:
+	// map[string]*guard.
+	nodes, guards sync.Map
 
 	once sync.Once
 	err  error
@@ -44,25 +48,28 @@ const (
 )
 
 // newLane connects when first used. timeout bounds a round trip.
-func newLane(class string, opts goredis.UniversalOptions, timeout time.Duration, breakers *resilience.Registry) (*lane, error) {
-	l := &lane{client: newClient(opts), slots: make(chan struct{}, slotsMost)}
-	hook := func(node string) *guard {
-		return &guard{breaker: breakers.Breaker(class, node), timeout: timeout, opened: l.reload}
-	}
+func newLane(c *conn, class string, opts goredis.UniversalOptions, timeout time.Duration, breakers *resilience.Registry) (*lane, error) {
+	l := &lane{class: class, client: newClient(opts), slots: make(chan struct{}, slotsMost)}
+	// What is written may be written twice only where the layers above say so.
+	again := class == ClassRead || class == ClassStream
 	var err error
 	switch client := l.client.(type) {
 	case *goredis.ClusterClient:
 		l.slots = make(chan struct{}, slotsMostCluster)
 		client.OnNewNode(func(node *goredis.Client) {
-			node.AddHook(hook(node.Options().Addr))
-			l.nodes.Store(node.Options().Addr, node)
+			addr := node.Options().Addr
+			g := newGuard(breakers.Breaker(class, addr), timeout, again)
+			s := c.server(addr)
+			g.server, g.opened = func() *server { return s }, l.reload
+			node.AddHook(g)
+			l.guards.Store(addr, g)
+			l.nodes.Store(addr, node)
 		})
 	case *goredis.Client:
-		node := client.Options().Addr
-		if opts.MasterName != "" {
-			node = opts.MasterName
-		}
-		client.AddHook(hook(node))
+		l.single = newGuard(breakers.Breaker(class, c.endpoint.current.Load().addr), timeout, again)
+		l.single.server = c.endpoint.current.Load
+		l.single.opened = func(context.Context) { c.endpoint.suspectServer() }
+		client.AddHook(l.single)
 		if class != ClassStream {
 			l.auto, err = client.AsyncAutoPipeline()
 		}

@@ -2,14 +2,10 @@ package redis
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
-
-	goredis "github.com/redis/go-redis/v9"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -49,28 +45,13 @@ func told(cursor string) string {
 
 // Replay applies a write as of the time when it was accepted.
 func (s *Store) Replay(ctx context.Context, w storage.Write) error {
-	err := s.replay(ctx, w)
-	var server goredis.Error
-	if errors.As(err, &server) && noVerdict(server.Error()) {
-		// It is the deployment that is wrong, and not the write.
-		return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
-	}
-	return storage.Undecided(err)
-}
-
-// noVerdict says whether a server refused us whatever we asked for.
-func noVerdict(reply string) bool {
-	switch code, _, _ := strings.Cut(reply, " "); code {
-	case "NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "NOSCRIPT":
-		return true
-	default:
-		return false
-	}
+	return storage.Undecided(s.replay(ctx, w))
 }
 
 func (s *Store) replay(ctx context.Context, w storage.Write) error {
 	if err := s.usable(ctx); err != nil {
-		return err
+		// Also where this Redis cannot be used: that is no refusal of the write.
+		return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
 	}
 	if err := w.Check(); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,6 +50,8 @@ type Options struct {
 	// LeaseTTL is how long a consumer that vanished keeps its shards; default
 	// 6 s.
 	LeaseTTL time.Duration
+	// Resolve returns the addresses of a host name; those of the system where nil.
+	Resolve func(ctx context.Context, host string) ([]string, error)
 	// Clock tells the time for phases; required. Deadlines are enforced by the
 	// clock of Redis; the two must agree as well as NTP makes them.
 	Clock func() time.Time
@@ -95,6 +98,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Breakers == nil {
 		o.Breakers = resilience.NewRegistry(resilience.BreakerConfig{}, nil)
+	}
+	if o.Resolve == nil {
+		o.Resolve = net.DefaultResolver.LookupHost
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -145,16 +151,8 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := dial(opts.URL, opts.Timeout, opts.Breakers)
-	if err != nil {
-		return nil, err
-	}
-	sc, err := loadScripts(opts.scriptHead + opts.constants(c.cluster))
-	if err != nil {
-		return nil, errors.Join(err, c.close())
-	}
 	s := &Store{
-		opts: opts, conn: c, scripts: sc, closed: make(chan struct{}), warnings: storage.NewWarningBoard(opts.Log, opts.Clock),
+		opts: opts, closed: make(chan struct{}), warnings: storage.NewWarningBoard(opts.Log, opts.Clock),
 		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
 	}
 	_, s.untraced = opts.Tracer.(tracenoop.TracerProvider)
@@ -162,6 +160,18 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	for n := range opts.Shards {
 		s.shards = append(s.shards, newShard(n))
 	}
+	s.tail = newTail(s)
+	c, err := dial(opts.URL, dialOptions{
+		timeout: opts.Timeout, breakers: opts.Breakers, resolve: opts.Resolve, switched: s.switched,
+	})
+	if err != nil {
+		return nil, err
+	}
+	sc, err := loadScripts(opts.scriptHead + opts.constants(c.cluster))
+	if err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	s.conn, s.scripts = c, sc
 	err = s.check(ctx)
 	if opts.MayBeAway && errors.Is(err, storage.ErrUnavailable) {
 		err = nil // it is made later
@@ -169,9 +179,15 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, c.close())
 	}
-	s.tail = newTail(s)
 	s.work.Go(s.tail.run)
 	return s, nil
+}
+
+// switched is called when the name of the server has come to stand for another one.
+// That one may not have all that the one before had.
+func (s *Store) switched(from, to string) {
+	s.opts.Log.Warn("moved to another Redis server", slog.String("from", from), slog.String("to", to))
+	s.tail.lost.Store(true)
 }
 
 func (s *Store) meta(ctx context.Context) (reply, error) {
