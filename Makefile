@@ -11,6 +11,7 @@ ROOT     := $(CURDIR)
 BIN      := $(ROOT)/.bin
 ARGS     ?=
 FUZZTIME ?= 20s
+SERVERS  := $(ROOT)/.cache/servers/valkey-8/redis-server $(ROOT)/.cache/servers/redis-8/redis-server
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help
@@ -50,6 +51,16 @@ e2e: deps build $(BIN)/.gen ## Run the slow suites: built binaries, Redis Cluste
 	go -C services/sessionstore test -race -timeout 15m -run 'TestModelLifetimes' -v ./internal/storage/memory ./internal/storage/redis -rapid.checks=1700 | grep -E 'steps|^(---|ok|FAIL|panic)|\[rapid\]'
 	go -C services/standalone test -tags e2e -timeout 32m -v ./e2e/...
 
+.PHONY: e2e-full
+e2e-full: e2e servers ## Run e2e, and the suites of Redis over Redis 8 and Valkey 8 (10 minutes more)
+	@for s in $(SERVERS); do echo "== $$($$s --version)"; \
+	  STOKER_REDIS_SERVER=$$s go -C pkg test -count 1 -timeout 5m ./redistest/; \
+	  STOKER_REDIS_SERVER=$$s go -C services/sessionstore test -count 1 -timeout 10m ./internal/storage/redis/; done
+
+.PHONY: servers
+servers: ## Unpack Redis 8 and Valkey 8 from Debian into .cache/servers, without installing them
+	@.ci/servers
+
 .PHONY: bench
 bench: deps bin/stoker ## Measure against gRPC and Redis alone (5 minutes; ARGS="--budget 1m" for less)
 	bin/stoker bench $(ARGS)
@@ -72,7 +83,7 @@ fuzz: ## Run every fuzz target for FUZZTIME (20s)
 lint: $(BIN)/.gen $(BIN)/.lint lint-drift lint-modules ## Run every linter, the drift check and the per-module builds
 	@echo "== buf lint"; buf lint
 	@for m in $(MODULES); do echo "== golangci-lint $$m"; (cd $$m && golangci-lint run --config $(ROOT)/.golangci.yml --build-tags e2e ./...); done
-	@if command -v shellcheck >/dev/null; then echo "== shellcheck"; shellcheck .ci/run .ci/deps; fi
+	@if command -v shellcheck >/dev/null; then echo "== shellcheck"; shellcheck .ci/run .ci/deps .ci/servers; fi
 
 .PHONY: lint-modules
 lint-modules: # Each module must build on its own, which proves the boundaries between them.

@@ -16,6 +16,10 @@ import (
 	"time"
 )
 
+// serverVariable names the environment variable with the server to run instead of
+// the redis-server in PATH: another version of Redis, or Valkey.
+const serverVariable = "STOKER_REDIS_SERVER"
+
 // startTimeout bounds how long a server may take to answer, which it does when
 // it has loaded what it keeps.
 const startTimeout = 30 * time.Second
@@ -25,8 +29,11 @@ type Server struct {
 	// Addr is host:port.
 	Addr string
 
-	dir  string
-	args []string
+	dir string
+	// config is the file of a Sentinel, which keeps its state there; empty for a
+	// server that stores data.
+	config string
+	args   []string
 	log  *os.File
 	cmd  *exec.Cmd
 	done chan struct{}
@@ -38,8 +45,8 @@ func (s *Server) URL() string { return "redis://" + s.Addr + "/0" }
 // Launch starts a server in dir with further arguments. The caller must Stop
 // it.
 func Launch(ctx context.Context, dir string, args ...string) (*Server, error) {
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		return nil, fmt.Errorf("redis-server was not found: run `make deps`: %w", err)
+	if _, err := findServer(); err != nil {
+		return nil, err
 	}
 	var lastErr error
 	for range 5 { // somebody else may take the free port first
@@ -64,6 +71,38 @@ func LaunchAt(ctx context.Context, addr, dir string, args ...string) (*Server, e
 	return s, nil
 }
 
+// LaunchSentinelAt starts a Sentinel on a given address, host:port, with a
+// configuration file in dir, which it rewrites. The caller must Stop it.
+func LaunchSentinelAt(ctx context.Context, addr, dir, config string) (*Server, error) {
+	s := &Server{Addr: addr, dir: dir, config: filepath.Join(dir, "sentinel.conf")}
+	if err := os.WriteFile(s.config, []byte(config), 0o600); err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Dir is the directory with the server's data and log.
+func (s *Server) Dir() string { return s.dir }
+
+// findServer returns the path of the server to run.
+func findServer() (string, error) {
+	if path := os.Getenv(serverVariable); path != "" {
+		path, err := exec.LookPath(path)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", serverVariable, err)
+		}
+		return path, nil
+	}
+	path, err := exec.LookPath("redis-server")
+	if err != nil {
+		return "", fmt.Errorf("redis-server was not found: run `make deps`: %w", err)
+	}
+	return path, nil
+}
+
 // FreeAddr returns a loopback address, host:port, that nothing listens on now.
 func FreeAddr(ctx context.Context) (string, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
@@ -74,7 +113,11 @@ func FreeAddr(ctx context.Context) (string, error) {
 }
 
 func (s *Server) start(ctx context.Context) error {
-	_, port, err := net.SplitHostPort(s.Addr)
+	host, port, err := net.SplitHostPort(s.Addr)
+	if err != nil {
+		return err
+	}
+	path, err := findServer()
 	if err != nil {
 		return err
 	}
@@ -82,9 +125,12 @@ func (s *Server) start(ctx context.Context) error {
 		return err
 	}
 	args := append([]string{
-		"--port", port, "--bind", "127.0.0.1", "--dir", s.dir, "--save", "", "--appendonly", "no", "--daemonize", "no",
+		"--port", port, "--bind", host, "--dir", s.dir, "--save", "", "--appendonly", "no", "--daemonize", "no",
 	}, s.args...)
-	s.cmd = exec.Command("redis-server", args...) //nolint:noctx // it outlives the start; Stop ends it
+	if s.config != "" {
+		args = []string{s.config, "--sentinel", "--port", port, "--bind", host, "--dir", s.dir, "--daemonize", "no"}
+	}
+	s.cmd = exec.Command(path, args...) //nolint:noctx // it outlives the start; Stop ends it
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	if err := s.cmd.Start(); err != nil {
 		return err
@@ -105,7 +151,8 @@ func (s *Server) awaitReady(ctx context.Context) error {
 			return fmt.Errorf("redis-server ended: %s", s.tail())
 		default:
 		}
-		if answer, err := s.Ask(ctx, "PING"); err == nil && strings.HasPrefix(answer, "+PONG") {
+		// A server that wants a password serves, too.
+		if answer, err := s.Ask(ctx, "PING"); err == nil && (strings.HasPrefix(answer, "+PONG") || strings.HasPrefix(answer, "-NOAUTH")) {
 			return nil
 		}
 		time.Sleep(5 * time.Millisecond)
