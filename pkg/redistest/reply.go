@@ -23,6 +23,11 @@ func (e replyError) Error() string { return string(e) }
 // string, an int64, nil or a []any of these. It speaks the protocol itself, since
 // redis-cli takes no argument with a NUL, and keys of request ids have some.
 func command(ctx context.Context, addr string, args ...string) (any, error) {
+	return commandAs(ctx, addr, "", args...)
+}
+
+// commandAs is command after a login by a password, unless that is empty.
+func commandAs(ctx context.Context, addr, password string, args ...string) (any, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
@@ -34,24 +39,40 @@ func command(ctx context.Context, addr string, args ...string) (any, error) {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, err
 	}
-	var request strings.Builder
-	fmt.Fprintf(&request, "*%d\r\n", len(args))
-	for _, a := range args {
-		fmt.Fprintf(&request, "$%d\r\n%s\r\n", len(a), a)
+	replies := bufio.NewReader(conn)
+	if password != "" {
+		if _, err := exchange(conn, replies, "AUTH", password); err != nil {
+			return nil, fmt.Errorf("%s AUTH: %w", addr, err)
+		}
 	}
-	if _, err := io.WriteString(conn, request.String()); err != nil {
-		return nil, err
-	}
-	reply, err := readReply(bufio.NewReader(conn))
+	reply, err := exchange(conn, replies, args...)
 	if err != nil {
 		return nil, fmt.Errorf("%s %q: %w", addr, args, err)
 	}
 	return reply, nil
 }
 
+// exchange sends one command and reads its reply.
+func exchange(w io.Writer, replies *bufio.Reader, args ...string) (any, error) {
+	var request strings.Builder
+	fmt.Fprintf(&request, "*%d\r\n", len(args))
+	for _, a := range args {
+		fmt.Fprintf(&request, "$%d\r\n%s\r\n", len(a), a)
+	}
+	if _, err := io.WriteString(w, request.String()); err != nil {
+		return nil, err
+	}
+	return readReply(replies)
+}
+
 // text is command for a reply that is a string.
 func text(ctx context.Context, addr string, args ...string) (string, error) {
-	reply, err := command(ctx, addr, args...)
+	return textAs(ctx, addr, "", args...)
+}
+
+// textAs is commandAs for a reply that is a string.
+func textAs(ctx context.Context, addr, password string, args ...string) (string, error) {
+	reply, err := commandAs(ctx, addr, password, args...)
 	out, _ := reply.(string)
 	return out, err
 }

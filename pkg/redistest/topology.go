@@ -206,10 +206,18 @@ func (c *Cluster) checkWhole(ctx context.Context, masters int) error {
 // checkSynced returns why a replica is not in sync with its master.
 func checkSynced(ctx context.Context, replica string) error {
 	info, err := text(ctx, replica, "INFO", "replication")
-	if err == nil && (!strings.Contains(info, "role:slave") || !strings.Contains(info, "master_link_status:up") || strings.Contains(info, "master_sync_in_progress:1")) {
-		err = fmt.Errorf("replica %s is not in sync: %s", replica, info)
+	if err == nil {
+		err = syncedIn(replica, info)
 	}
 	return err
+}
+
+// syncedIn returns why a replica is not in sync, by its INFO replication.
+func syncedIn(replica, info string) error {
+	if !strings.Contains(info, "role:slave") || !strings.Contains(info, "master_link_status:up") || strings.Contains(info, "master_sync_in_progress:1") {
+		return fmt.Errorf("replica %s is not in sync: %s", replica, info)
+	}
+	return nil
 }
 
 // await calls check until it returns nil, for at most awaitTimeout.

@@ -25,7 +25,7 @@ import (
 // declarations compares what scripts declare with what they touch, by the
 // commands that MONITOR shows.
 type declarations struct {
-	names    map[string]string // sha -> script
+	names    map[string]string // sha or MonitoredText -> script
 	commands map[string]*goredis.CommandInfo
 	conn     net.Conn
 	done     chan struct{}
@@ -76,10 +76,7 @@ func watchDeclarations(t testing.TB, server *redistest.Server, s *redis.Store) *
 	return d
 }
 
-var (
-	monitorLine = regexp.MustCompile(`^\+\d+\.\d+ \[\d+ ([^\]]*)\] (.*)\r\n$`)
-	monitorArg  = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
-)
+var monitorLine = regexp.MustCompile(`^\+\d+\.\d+ \[\d+ ([^\]]*)\] "(.*)"\r\n$`)
 
 func (d *declarations) read(line string) {
 	m := monitorLine.FindStringSubmatch(line)
@@ -87,15 +84,8 @@ func (d *declarations) read(line string) {
 		d.note("unreadable line of MONITOR: " + line)
 		return
 	}
-	var args []string
-	for _, quoted := range monitorArg.FindAllString(m[2], -1) {
-		arg, err := strconv.Unquote(quoted)
-		if err != nil {
-			d.note(fmt.Sprintf("unreadable argument %s: %v", quoted, err))
-			return
-		}
-		args = append(args, arg)
-	}
+	// Keys are compared as MONITOR spells them.
+	args := strings.Split(m[2], `" "`)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if m[1] != "lua" {
@@ -136,7 +126,7 @@ func (d *declarations) begin(args []string) {
 	case "evalsha":
 		name = d.names[args[1]]
 	case "eval":
-		name = d.names[redis.ScriptSHA(args[1])]
+		name = d.names[redis.MonitoredText(args[1])]
 	default:
 		return
 	}

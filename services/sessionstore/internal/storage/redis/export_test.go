@@ -47,14 +47,23 @@ const (
 // WatchWrites has a hook see every round trip of the write lane.
 func (s *Store) WatchWrites(h goredis.Hook) { s.conn.write.client.AddHook(h) }
 
-// ScriptNames are the names of the store's scripts by their SHA-1.
+// ScriptNames are the names of the store's scripts by their SHA-1, and by
+// MonitoredText of their text.
 func (s *Store) ScriptNames() map[string]string {
 	out := map[string]string{}
 	for _, sc := range s.scripts.byName() {
 		sha, _ := (*sc).sha.(string)
 		out[sha] = (*sc).name
+		out[MonitoredText((*sc).body)] = (*sc).name
 	}
 	return out
+}
+
+// MonitoredText is a script's text without the characters that servers spell
+// differently in MONITOR: Valkey 8.1 escapes line feeds there, and neither quotes nor
+// backslashes.
+func MonitoredText(body string) string {
+	return strings.NewReplacer("\n", "", `\`, "", `"`, "", "n", "").Replace(body)
 }
 
 // DeclaredKinds are the kinds of keys that each script declares, as its keys have
@@ -68,9 +77,6 @@ func (s *Store) DeclaredKinds() map[string][]string {
 	}
 	return out
 }
-
-// ScriptSHA is how Redis names a script.
-func ScriptSHA(body string) string { return nameScript(body) }
 
 // Looks is how often the store has looked for open slots.
 func Looks(s *Store) int64 { return s.looks.begun.Load() }
