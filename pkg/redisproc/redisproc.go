@@ -34,9 +34,9 @@ type Server struct {
 	// server that stores data.
 	config string
 	args   []string
-	log  *os.File
-	cmd  *exec.Cmd
-	done chan struct{}
+	log    *os.File
+	cmd    *exec.Cmd
+	done   chan struct{}
 }
 
 // URL is how to connect to the server.
