@@ -49,7 +49,7 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 	}
 	b := &backend{}
 	store, err := redis.New(ctx, redis.Options{
-		URL: cfg.RedisURL, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
+		URL: cfg.RedisURL, Access: cfg.RedisAccess, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
 		Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: cfg.Clock, Tracer: tel.Tracer, Log: tel.Log, MayBeAway: cfg.Journals(),
 		Changed: b.changed,
 	})

@@ -11,6 +11,7 @@ import (
 	"github.com/livinguniverse/stoker/pkg/telemetry"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
 )
 
 // Backends.
@@ -37,6 +38,7 @@ type Config struct {
 
 	Storage      string
 	RedisURL     string
+	RedisAccess  redis.Access
 	RedisTimeout time.Duration
 	Breaker      resilience.BreakerConfig
 	ReadFallback string

@@ -38,7 +38,8 @@ func (c *Config) StoreFlags(fs *pflag.FlagSet) {
 }
 
 func (c *Config) redisFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&c.RedisURL, "redis-url", "", "redis://[user:password@]host:port/db; several hosts for a cluster; redis+sentinel://host:port,.../master/db")
+	fs.StringVar(&c.RedisURL, "redis-url", "", redisURLHelp)
+	c.loginFlags(fs)
 	fs.DurationVar(&c.RedisTimeout, "redis-timeout", 250*time.Millisecond, "how long one Redis command may take")
 	fs.IntVar(&c.Breaker.Failures, "breaker-failures", 5, "failures in a row that open a circuit breaker; 1 to 1000")
 	fs.DurationVar(&c.Breaker.Delay, "breaker-delay", 30*time.Second, "how long an open circuit breaker waits before it lets probes through")

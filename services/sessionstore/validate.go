@@ -41,6 +41,7 @@ func (c *Config) ValidateStore() error {
 	case c.Backend() == StorageMemory:
 		bad("read-cache", c.ReadCache, "0: the embedded store reads from memory by itself")
 	}
+	errs = append(errs, c.checkLogins()...)
 	errs = append(errs, c.checkJournal()...)
 	for _, r := range []struct {
 		flag           string

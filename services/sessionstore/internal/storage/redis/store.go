@@ -26,8 +26,10 @@ import (
 // Options configure a store; the zero value of each field but URL and Clock is
 // its default.
 type Options struct {
-	// URL is as dial says; required.
+	// URL is as parseURL says; required.
 	URL string
+	// Access holds the logins and certificates that are in files.
+	Access Access
 	// Timeout bounds one round trip, whatever the callers' deadlines; default
 	// 250 ms.
 	Timeout time.Duration
@@ -162,7 +164,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	}
 	s.tail = newTail(s)
 	c, err := dial(opts.URL, dialOptions{
-		timeout: opts.Timeout, breakers: opts.Breakers, resolve: opts.Resolve, switched: s.switched,
+		files: opts.Access, timeout: opts.Timeout, breakers: opts.Breakers, resolve: opts.Resolve, switched: s.switched,
 	})
 	if err != nil {
 		return nil, err
