@@ -8,10 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
-	"time"
 )
 
 // Access says how to log in to Redis and Sentinel, besides what the URL says, and how
@@ -148,34 +146,6 @@ func (a *access) tlsConfig(host string) (*tls.Config, error) {
 		config.Certificates = []tls.Certificate{*a.certificate}
 	}
 	return config, nil
-}
-
-// dialer returns how to connect to a server or Sentinel, TLS handshake included.
-func (a *access) dialer(timeout time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
-	// Probes begin below the idle times after which balancers drop a connection.
-	d := net.Dialer{Timeout: timeout, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 5 * time.Second, Count: 3}}
-	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, timeout) // of both, connection and handshake
-		defer cancel()
-		raw, err := d.DialContext(ctx, network, addr)
-		if err != nil || !a.target.tls {
-			return raw, err
-		}
-		host, _, err := net.SplitHostPort(addr)
-		if err != nil {
-			return nil, errors.Join(err, raw.Close())
-		}
-		config, err := a.tlsConfig(host)
-		if err != nil {
-			return nil, errors.Join(err, raw.Close())
-		}
-		secure := tls.Client(raw, config)
-		if err := secure.HandshakeContext(ctx); err != nil {
-			_ = raw.Close() // the handshake's error says why
-			return nil, err
-		}
-		return secure, nil
-	}
 }
 
 // readPassword reads a file without the line break at its end, if a file is named.

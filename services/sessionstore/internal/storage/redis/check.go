@@ -42,7 +42,11 @@ func (s *Store) admit(ctx context.Context) error {
 	done := s.checking.DoChan("", func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*s.opts.Timeout)
 		defer cancel()
-		return nil, s.check(ctx)
+		err := s.check(ctx)
+		if lack := (*rightsError)(nil); errors.As(err, &lack) {
+			err = fmt.Errorf("%w: %w", storage.ErrUnavailable, err) // until they are granted
+		}
+		return nil, err
 	})
 	select {
 	case r := <-done:
@@ -60,7 +64,10 @@ func (s *Store) check(ctx context.Context) error {
 	if c := s.checked.Load(); c != nil {
 		return c.err
 	}
-	err := s.checkMeta(ctx)
+	err := s.checkRights(ctx)
+	if err == nil {
+		err = s.checkMeta(ctx)
+	}
 	var mismatch *mismatchError
 	switch {
 	case err == nil:

@@ -82,8 +82,10 @@ func dial(raw string, o dialOptions) (*conn, error) {
 		ContextTimeoutEnabled: true, PoolTimeout: o.timeout,
 		ConnMaxIdleTime: connMaxIdle, ConnMaxLifetime: connMaxLife, ConnMaxLifetimeJitter: connMaxLifeScatter,
 		IsClusterMode: u.cluster,
-		// It would dial other addresses than the dialer's.
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+		// They send commands that a user with few rights may not run, and that Redis
+		// logs as refused for each connection; and notifications would make go-redis
+		// dial other addresses than the dialer's.
+		DisableIdentity: true, MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
 	if u.cluster {
 		opts.Dialer = func(ctx context.Context, _, addr string) (net.Conn, error) {

@@ -56,6 +56,7 @@ func (s *Store) ScriptNames() map[string]string {
 		out[sha] = (*sc).name
 		out[MonitoredText((*sc).body)] = (*sc).name
 	}
+	out[nameScript(checkRightsScript)], out[MonitoredText(checkRightsScript)] = "rights", "rights"
 	return out
 }
 

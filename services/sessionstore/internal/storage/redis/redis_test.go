@@ -56,9 +56,10 @@ func open(t testing.TB, url string, change ...func(*redis.Options)) *redis.Store
 // databases hands out the databases of one server, so that cases that run side
 // by side share the server and not the data.
 type databases struct {
-	addr string
-	mu   sync.Mutex
-	next int
+	addr  string
+	login string // with the '@' at its end; empty for the default user
+	mu    sync.Mutex
+	next  int
 }
 
 func (d *databases) url(t testing.TB) string {
@@ -66,7 +67,7 @@ func (d *databases) url(t testing.TB) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.next++
-	return "redis://" + d.addr + "/" + strconv.Itoa(d.next)
+	return "redis://" + d.login + d.addr + "/" + strconv.Itoa(d.next)
 }
 
 var constant = regexp.MustCompile(`:(feed|groups|meta|policies|projects|lease:.*|consumers:.*|holds|replayed|gone:.*)$`)
@@ -78,6 +79,7 @@ func fixture(t testing.TB, url string) storagetest.Fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	opts.Username, opts.Password = "", "" // the test may do more than the store
 	client := goredis.NewClient(opts)
 	t.Cleanup(func() { _ = client.Close() })
 	return storagetest.Fixture{
@@ -106,14 +108,14 @@ func perSession(t testing.TB, client *goredis.Client) int {
 	return n
 }
 
-// TestConformance runs the suite, and compares what each script declares with what
-// it touches throughout.
+// TestConformance runs the suite as a user with the documented rights and no others,
+// and compares what each script declares with what it touches throughout.
 func TestConformance(t *testing.T) {
 	if testing.Short() {
 		t.Skip("waits for real deadlines; the whole suite runs in `make test`")
 	}
 	server := redistest.Start(t, "--databases", "200")
-	d := &databases{addr: server.Addr}
+	d := &databases{addr: server.Addr, login: addLeastUser(t, server.Addr)}
 	first := d.url(t)
 	s := open(t, first)
 	watched := watchDeclarations(t, server, s)
@@ -122,8 +124,12 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	opts.Username, opts.Password = "", ""
 	client := goredis.NewClient(opts)
-	defer client.Close()
+	t.Cleanup(func() { // after the cases
+		checkRightsUsed(t, client)
+		_ = client.Close()
+	})
 	exerciseScripts(t, s, client)
 	storagetest.Run(t, func(t testing.TB) storagetest.Fixture {
 		t.Helper()

@@ -26,8 +26,8 @@ func newSentinels(c *conn, u target, opts goredis.UniversalOptions) *sentinels {
 			DialTimeout: opts.DialTimeout, ReadTimeout: opts.ReadTimeout, WriteTimeout: opts.WriteTimeout,
 			ConnMaxIdleTime: opts.ConnMaxIdleTime, ConnMaxLifetime: opts.ConnMaxLifetime,
 			CredentialsProviderContext: c.access.sentinelCredentials,
-			MaintNotificationsConfig:   opts.MaintNotificationsConfig,
-			Dialer:                     func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dialer.dial(ctx, at, host) },
+			DisableIdentity:            true, MaintNotificationsConfig: opts.MaintNotificationsConfig,
+			Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dialer.dial(ctx, at, host) },
 		}))
 	}
 	return s

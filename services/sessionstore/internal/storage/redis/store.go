@@ -68,6 +68,8 @@ type Options struct {
 	// scriptHead goes in front of every script; empty but in tests, which set
 	// the clock there.
 	scriptHead string
+	// checkEvery is checkInterval where 0; tests set it.
+	checkEvery time.Duration
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -182,6 +184,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		return nil, errors.Join(err, c.close())
 	}
 	s.work.Go(s.tail.run)
+	s.work.Go(s.watchAccess)
 	return s, nil
 }
 

@@ -1,0 +1,30 @@
+package redis
+
+import "time"
+
+// LeastRights are the ACL rules of a user with exactly the documented rights.
+func LeastRights() []string {
+	rules := []string{"resetkeys", "~" + keyPattern, "resetchannels", "-@all"}
+	for _, r := range rights {
+		rules = append(rules, "+"+r.name)
+	}
+	return rules
+}
+
+// RightsOfServer are the commands that a single server needs, and those that work
+// without.
+func RightsOfServer() (required, unneeded []string) {
+	for _, r := range rights {
+		switch r.need {
+		case optional:
+			unneeded = append(unneeded, r.name)
+		case always, inDatabase:
+			required = append(required, r.name)
+		case inCluster:
+		}
+	}
+	return required, unneeded
+}
+
+// SetCheckEvery sets how often rights and files are checked.
+func (o *Options) SetCheckEvery(d time.Duration) { o.checkEvery = d }
