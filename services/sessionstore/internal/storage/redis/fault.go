@@ -19,11 +19,12 @@ import (
 // storage.ErrUnavailable, and the journal takes the write. A client's input must not
 // open a breaker, so what input can provoke belongs here.
 var finalRefusals = []string{
-	"WRONGTYPE",           // the key holds another type: the data is not ours
-	"CROSSSLOT",           // keys of several slots: a defect of ours
-	"ERR user_script:",    // a script failed by itself (Redis 7)
-	"ERR Error compiling", // a script is malformed
-	"ERR Error running",   // a script failed by itself (before Redis 7); see passedOn
+	"ERR malformed record", // of reindex.lua
+	"WRONGTYPE",            // the key holds another type: the data is not ours
+	"CROSSSLOT",            // keys of several slots: a defect of ours
+	"ERR user_script:",     // a script failed by itself (Redis 7)
+	"ERR Error compiling",  // a script is malformed
+	"ERR Error running",    // a script failed by itself (before Redis 7); see passedOn
 	"ERR syntax error",
 	"ERR wrong number of arguments",
 	"ERR Wrong number of args",

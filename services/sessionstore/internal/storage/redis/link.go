@@ -29,6 +29,8 @@ type link struct {
 const (
 	// extensionsMost bounds by how many timeouts starvation extends a deadline.
 	extensionsMost = 8
+	// extensionsRecent bounds the part of it that is due to the seconds before.
+	extensionsRecent = 2
 	// graceRead is for how long a read goes on past its deadline in any case: what
 	// has arrived by then was sent in time.
 	graceRead = time.Millisecond
@@ -70,7 +72,7 @@ func (l *link) atLeast(t time.Time) time.Time {
 func (l *link) Read(p []byte) (int, error) {
 	n, err := l.Conn.Read(p)
 	for granted := time.Duration(0); n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && !l.deadline.IsZero(); {
-		debt := min(l.starved.since(l.late), extensionsMost*l.timeout)
+		debt := min(l.starved.since(l.late, extensionsRecent*l.timeout), extensionsMost*l.timeout)
 		if debt = max(debt, graceRead); debt <= granted {
 			break
 		}

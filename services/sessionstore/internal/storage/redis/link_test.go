@@ -158,17 +158,20 @@ func TestStarvationExtendsDeadlines(t *testing.T) {
 func TestStarvationIsMeasured(t *testing.T) {
 	s := &starvation{}
 	s.next.Store(time.Now().Add(-time.Second).UnixNano()) // it should have woken a second ago
-	if got := s.since(0); got < 900*time.Millisecond || got > 10*time.Second {
+	if got := s.since(0, time.Minute); got < 900*time.Millisecond || got > 10*time.Second {
 		t.Errorf("late by %v, want about 1 s", got)
 	}
 	s.next.Store(time.Now().Add(time.Hour).UnixNano())
-	if got := s.since(0); got != 0 {
+	if got := s.since(0, time.Minute); got != 0 {
 		t.Errorf("late by %v, want 0", got)
 	}
 	s.late.Store(int64(3 * time.Second))
 	s.before.Store(int64(2 * time.Second))
-	if got := s.since(3 * time.Second); got != time.Second {
+	if got := s.since(3*time.Second, time.Minute); got != time.Second {
 		t.Errorf("%v, want what it was in the last second", got)
+	}
+	if got := s.since(3*time.Second, time.Millisecond); got != time.Millisecond {
+		t.Errorf("%v, want the bound of that", got)
 	}
 	running := measureStarvation()
 	defer running.close()

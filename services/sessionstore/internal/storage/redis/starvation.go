@@ -74,13 +74,15 @@ func (s *starvation) total() time.Duration {
 }
 
 // since is for how long the process did not get to run since a total, and at least what
-// that was in the last one or two seconds: where this process has to wait for a
-// processor, a Redis on the same machine has to as well, if not at the same moments.
-func (s *starvation) since(total time.Duration) time.Duration {
+// that was in the last one or two seconds, up to most: where this process has to wait
+// for a processor, a Redis on the same machine has to as well, if not at the same
+// moments.
+func (s *starvation) since(total, most time.Duration) time.Duration {
 	if s == nil {
 		return 0
 	}
-	return max(s.total()-total, s.total()-time.Duration(s.before.Load()))
+	now := s.total()
+	return max(now-total, min(now-time.Duration(s.before.Load()), most))
 }
 
 func (s *starvation) close() {
