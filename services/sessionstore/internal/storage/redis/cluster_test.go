@@ -15,8 +15,10 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
+	"github.com/livinguniverse/stoker/pkg/resilience"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
@@ -238,5 +240,42 @@ func TestClusterWithoutAMaster(t *testing.T) {
 				t.Errorf("status with all away: %v", st.Err)
 			}
 		})
+	}
+}
+
+// TestClusterBreakersLeaveWithTheirNode: a master dies and its replica is promoted. The
+// breakers of the dead one are open for a minute, and are removed; the new master begins
+// with closed ones.
+func TestClusterBreakersLeaveWithTheirNode(t *testing.T) {
+	c := redistest.StartClusterWithReplicas(t, 3, 1)
+	breakers := resilience.NewRegistry(resilience.BreakerConfig{Delay: time.Minute}, nil)
+	s := open(t, c.URL(), func(o *redis.Options) { o.Breakers, o.Timeout = breakers, 250*time.Millisecond })
+	var ids []string
+	for shard := range storagetest.Shards {
+		id, _ := create(t, s, newSession(shard, "ann", time.Hour), "")
+		ids = append(ids, id)
+	}
+	dead := c.Nodes[0]
+	if err := dead.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	opened := false
+	storagetest.Until(t, "every session is served, and nothing is degraded", func() bool {
+		served := true
+		for _, id := range ids {
+			_, err1 := s.Get(t.Context(), id)
+			_, err2 := s.Extend(t.Context(), []storage.Activity{{SessionID: id}})
+			served = served && err1 == nil && err2 == nil
+		}
+		for _, b := range breakers.List() {
+			opened = opened || b.Node == dead.Addr && b.State == resilience.Open
+		}
+		return served && !breakers.Degraded() && !nodes(breakers)[dead.Addr]
+	})
+	if !opened {
+		t.Error("no breaker of the dead master opened: this shows nothing")
+	}
+	if err := dead.Restart(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
