@@ -78,9 +78,7 @@ var rights = []right{
 	{"asking", "", inCluster},
 	{"cluster|keyslot", "k", inCluster},
 	{"cluster|nodes", "", inCluster},
-	{"cluster|shards", "", inCluster},
 	{"cluster|slots", "", inCluster},
-	{"command", "", inCluster},
 
 	{"config|get", "maxmemory-policy", optional},
 	{"info", "", optional},

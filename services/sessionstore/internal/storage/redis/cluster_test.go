@@ -22,16 +22,19 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
-// TestClusterConformance runs the suite over a cluster of three masters. A
-// cluster has one database, so the cases run one after the other and flush it.
+// TestClusterConformance runs the suite over a cluster of three masters, as a user
+// with the documented rights and no others. A cluster has one database, so the cases
+// run one after the other and flush it.
 func TestClusterConformance(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3)
+	url := addClusterUser(t, cluster)
+	t.Cleanup(func() { checkClusterRights(t, cluster) })
 	for _, c := range storagetest.Cases() {
 		t.Run(c.Name, func(t *testing.T) {
 			flush(t, cluster)
 			c.Run(t, storagetest.Fixture{
-				Store: open(t, cluster.URL()), Unit: unit, Now: time.Now, Advance: time.Sleep,
-				Replica: func() storage.Store { return open(t, cluster.URL()) },
+				Store: open(t, url), Unit: unit, Now: time.Now, Advance: time.Sleep,
+				Replica: func() storage.Store { return open(t, url) },
 				Entries: func() int { return clusterEntries(t, cluster) },
 			})
 		})

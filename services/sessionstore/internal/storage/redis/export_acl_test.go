@@ -26,5 +26,15 @@ func RightsOfServer() (required, unneeded []string) {
 	return required, unneeded
 }
 
+// RightsOfCluster are the commands that a cluster needs besides those of a server.
+func RightsOfCluster() (out []string) {
+	for _, r := range rights {
+		if r.need == inCluster {
+			out = append(out, r.name)
+		}
+	}
+	return out
+}
+
 // SetCheckEvery sets how often rights and files are checked.
 func (o *Options) SetCheckEvery(d time.Duration) { o.checkEvery = d }
