@@ -27,6 +27,8 @@ type backend struct {
 	near *fallback.Store
 	// reads is near where reads are answered from it without asking.
 	reads atomic.Pointer[fallback.Store]
+	// known is near, for calls that may come before it is there.
+	known atomic.Pointer[fallback.Store]
 	// journal takes writes that Redis does not; nil where nothing does.
 	journal *journal.Store
 	// standsIn says whether a layer takes writes now while Redis does not
@@ -51,7 +53,7 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 	store, err := redis.New(ctx, redis.Options{
 		URL: cfg.RedisURL, Access: cfg.RedisAccess, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
 		Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: cfg.Clock, Tracer: tel.Tracer, Log: tel.Log, MayBeAway: cfg.Journals(),
-		Changed: b.changed,
+		Changed: b.changed, Lost: b.forgetLost, DataDir: cfg.DataDir,
 	})
 	if err != nil {
 		return nil, err
@@ -71,6 +73,13 @@ func (b *backend) changed(id string) {
 	}
 }
 
+// forgetLost is called when the store has lost data. What is remembered may be from that.
+func (b *backend) forgetLost() {
+	if near := b.known.Load(); near != nil {
+		near.Forget()
+	}
+}
+
 // fallbacks puts what answers while Redis does not over it.
 func (b *backend) fallbacks(cfg Config, tel *telemetry.Telemetry, marks *server.Marks) error {
 	if !cfg.remembers() {
@@ -83,6 +92,7 @@ func (b *backend) fallbacks(cfg Config, tel *telemetry.Telemetry, marks *server.
 		return err
 	}
 	b.Store, b.near = near, near
+	b.known.Store(near)
 	if cfg.ReadCache > 0 {
 		b.reads.Store(near)
 	}

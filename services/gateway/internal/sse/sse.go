@@ -153,6 +153,9 @@ func (o *writer) next(m *sessionv1.WatchEventsResponse) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.beat.Reset(o.heartbeat)
+	if m.GetEvent() == nil && m.GetTruncated() {
+		return o.truncated(m.GetCursor())
+	}
 	if m.GetEvent() == nil {
 		return o.comment()
 	}
@@ -213,6 +216,15 @@ func (o *writer) comment() error {
 		return err
 	}
 	return o.write(": heartbeat\n\n")
+}
+
+// truncated reports that events are gone, where none has come after them yet. The
+// client resumes at the cursor.
+func (o *writer) truncated(cursor string) error {
+	if err := o.begin(); err != nil {
+		return err
+	}
+	return o.write("id: " + cursor + "\nevent: truncated\ndata: {}\n\n")
 }
 
 func (o *writer) event(m *sessionv1.WatchEventsResponse) error {

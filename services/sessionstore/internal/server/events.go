@@ -68,15 +68,13 @@ func (s *Server) WatchEvents(req *sessionv1.WatchEventsRequest, stream grpc.Serv
 	}
 	defer s.cfg.Metrics.watching(ctx)()
 	q := eventQuery(req.GetId(), req.After, watchPage)
-	truncatedTold := false
 	for {
 		p, err := s.wait(ctx, q)
 		if err != nil {
 			return err
 		}
 		for i, e := range p.Events {
-			first := i == 0 && p.Truncated && !truncatedTold
-			truncatedTold = truncatedTold || first
+			first := i == 0 && p.Truncated
 			if err := stream.Send(&sessionv1.WatchEventsResponse{Event: e, Cursor: e.GetCursor(), Truncated: first}); err != nil {
 				return err
 			}
@@ -85,7 +83,7 @@ func (s *Server) WatchEvents(req *sessionv1.WatchEventsRequest, stream grpc.Serv
 			return nil
 		}
 		if len(p.Events) == 0 {
-			if err := stream.Send(&sessionv1.WatchEventsResponse{Cursor: p.Next}); err != nil {
+			if err := stream.Send(&sessionv1.WatchEventsResponse{Cursor: p.Next, Truncated: p.Truncated}); err != nil {
 				return err
 			}
 		}

@@ -101,6 +101,7 @@ func observe(m metric.Meter, store storage.Store, limiter Limiter) error {
 	lag, err2 := m.Int64ObservableGauge("stoker_feed_lag", metric.WithDescription("Feed entries not yet acknowledged, by group and shard."))
 	age, err3 := m.Float64ObservableGauge("stoker_feed_watermark_age", metric.WithUnit("s"), metric.WithDescription("Age of the watermark, by group and shard: the oldest entry that is not acknowledged, 0 where there is none."))
 	losses, err7 := m.Int64ObservableCounter("stoker_store_data_losses", metric.WithDescription("How often the backend was seen to have lost its data."))
+	span, err10 := m.Float64ObservableGauge("stoker_store_data_loss_span", metric.WithUnit("s"), metric.WithDescription("How far back the data had gone at the last loss; 0 where there was none or it is not known."))
 	warnings, err8 := m.Int64ObservableGauge("stoker_store_warnings", metric.WithDescription("Warnings about the backend that hold now, by code."))
 	clock, err9 := m.Float64ObservableGauge("stoker_store_clock_difference", metric.WithUnit("s"), metric.WithDescription("By how much this process's clock is ahead of the backend's; absent where it has not been measured."))
 	loads, err5 := m.Int64ObservableGauge("stoker_store_calls", metric.WithDescription("Calls of the store under way, by class."))
@@ -121,6 +122,7 @@ func observe(m metric.Meter, store storage.Store, limiter Limiter) error {
 			o.ObserveInt64(entries, st.Entries)
 		}
 		o.ObserveInt64(losses, st.Losses)
+		o.ObserveFloat64(span, st.LossSpan.Seconds())
 		byCode := map[string]int64{}
 		for _, w := range st.Warnings {
 			byCode[w.Code]++
@@ -145,8 +147,8 @@ func observe(m metric.Meter, store storage.Store, limiter Limiter) error {
 			o.ObserveFloat64(age, behind, at)
 		}
 		return nil
-	}, entries, lag, age, loads, limits, losses, warnings, clock)
-	return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9)
+	}, entries, lag, age, loads, limits, losses, span, warnings, clock)
+	return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10)
 }
 
 // Limiter limits how many calls of the store are under way.

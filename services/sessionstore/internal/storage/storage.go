@@ -70,13 +70,20 @@ type Status struct {
 
 // LossRecord remembers losses of data. It is safe for concurrent use.
 type LossRecord struct {
-	n, last atomic.Int64
+	n, last, span atomic.Int64
 }
 
-// Add remembers one more.
-func (l *LossRecord) Add(at time.Time) {
+// Add remembers one more, and how far back the data went; 0 where that is not known.
+func (l *LossRecord) Add(at time.Time, span time.Duration) {
 	l.n.Add(1)
+	l.span.Store(int64(span))
 	l.last.Store(at.UnixMilli())
+}
+
+// Widen changes how far back the data went at the last loss, where that is further
+// than was known.
+func (l *LossRecord) Widen(span time.Duration) {
+	l.span.Store(max(l.span.Load(), int64(span)))
 }
 
 // Get returns how many there were, and when the last was.
@@ -86,6 +93,9 @@ func (l *LossRecord) Get() (n int64, last time.Time) {
 	}
 	return l.n.Load(), last
 }
+
+// Span returns how far back the data went at the last one.
+func (l *LossRecord) Span() time.Duration { return time.Duration(l.span.Load()) }
 
 // Sessions creates, reads and changes single sessions.
 type Sessions interface {

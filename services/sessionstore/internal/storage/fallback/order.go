@@ -52,6 +52,19 @@ func (o *order) bar(kind int, key string) {
 	}
 }
 
+// barAll makes every ticket given out so far too old for every key.
+func (o *order) barAll() {
+	at := o.next()
+	for kind := range o.bars {
+		for i := range o.bars[kind] {
+			stripe := &o.bars[kind][i]
+			for before := stripe.Load(); before < at && !stripe.CompareAndSwap(before, at); {
+				before = stripe.Load()
+			}
+		}
+	}
+}
+
 // barred says whether the ticket is too old for the key.
 func (o *order) barred(kind int, key string, ticket uint64) bool {
 	return o.stripe(kind, key).Load() > ticket

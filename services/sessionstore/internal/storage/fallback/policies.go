@@ -61,5 +61,8 @@ func (k *policies) drop(project string) {
 	k.cache.Invalidate(project)
 }
 
+// forget forgets every project. Answers that are under way are barred by barAll.
+func (k *policies) forget() { k.cache.InvalidateAll() }
+
 // get returns what is known of a project.
 func (k *policies) get(project string) (policy, bool) { return k.cache.GetIfPresent(project) }

@@ -185,6 +185,19 @@ func (k *sessions) doubt(id string) {
 	})
 }
 
+// doubtAll doubts every session that would be served as live. What is over or gone
+// stays so.
+func (k *sessions) doubtAll() {
+	for id := range k.cache.All() {
+		k.change(id, func(old *entry) *entry {
+			if old == nil || old.session == nil || old.standing != known || over(old.session) && !old.assumed {
+				return nil
+			}
+			return old.doubtful(k.order.next())
+		})
+	}
+}
+
 // finished takes the store's word that a session is over, which does not say
 // since when or why: one that would read as live is doubted. A read from before
 // may still find it live.

@@ -223,6 +223,14 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 // time that it is read.
 func (s *Store) Outdated(id string) { s.sessions.outdated(id) }
 
+// Forget doubts what is remembered of live sessions, and of policies: the store has
+// lost what it is from, and knows better. What was seen to be over or deleted stays so.
+func (s *Store) Forget() {
+	s.order.barAll()
+	s.sessions.doubtAll()
+	s.policies.forget()
+}
+
 // List pages through sessions, and remembers them.
 func (s *Store) List(ctx context.Context, q storage.ListQuery) (storage.SessionPage, error) {
 	t := s.ticket()

@@ -125,7 +125,7 @@ func (s *Store) pending(ctx context.Context, q storage.EventQuery, queue *queue)
 	if after.Compare(start) >= 0 {
 		return s.shadow.ListEvents(ctx, q)
 	}
-	now := q
+	now, truncated := q, false
 	now.Wait = 0
 	for {
 		page, err := s.Store.ListEvents(ctx, now)
@@ -134,14 +134,27 @@ func (s *Store) pending(ctx context.Context, q storage.EventQuery, queue *queue)
 			page.Truncated = true
 			return page, err
 		}
+		truncated = truncated || page.Truncated
 		before := upTo(page.Events, start)
 		more := page.More && len(before) == len(page.Events)
 		if page.Events = s.others(ctx, q.SessionID, first.start, before); len(page.Events) > 0 {
 			page.Next, page.More, page.Over = page.Events[len(page.Events)-1].GetCursor(), true, false
+			page.Truncated = truncated
 			return page, nil
 		}
 		if !more {
-			return s.shadow.ListEvents(ctx, q)
+			if truncated {
+				q.Wait = 0
+			}
+			next := page.Next
+			page, err := s.shadow.ListEvents(ctx, q)
+			if truncated {
+				page.Truncated = true
+				if len(page.Events) == 0 {
+					page.Next = next
+				}
+			}
+			return page, err
 		}
 		now.After = page.Next
 	}

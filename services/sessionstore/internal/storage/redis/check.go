@@ -97,6 +97,6 @@ func (s *Store) checkMeta(ctx context.Context) error {
 	}
 	s.dataFormat.Store(&got)
 	epoch := r.text(2)
-	s.epoch.Store(&epoch)
+	s.epoch.CompareAndSwap(nil, &epoch) // else the first look finds that it has changed
 	return nil
 }

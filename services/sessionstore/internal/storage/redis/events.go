@@ -28,6 +28,9 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 }
 
 func (s *Store) append(ctx context.Context, sh *shard, id string, events []*sessionv1.Event, at asOf) ([]string, error) {
+	if err := s.checkOver(id); err != nil {
+		return nil, err
+	}
 	sc := s.scripts.append
 	call := sc.declare(sh, id, sc.required, 2+4*len(events))
 	if at != present {
@@ -116,7 +119,7 @@ func (s *Store) ListEvents(ctx context.Context, q storage.EventQuery) (storage.E
 		case errors.Is(err, storage.ErrNotFound) && found:
 			// Deleted while we waited: nothing will follow.
 			return storage.EventPage{Next: spell(after), Over: true}, nil
-		case err != nil, len(page.Events) > 0, page.Over, !wait:
+		case err != nil, len(page.Events) > 0, page.Over, page.Truncated, !wait:
 			return page, err
 		}
 		found = true
@@ -139,9 +142,17 @@ func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after
 	ctx, end := s.span(ctx, "list_events")
 	// The state is read first: when it says over, the log is complete.
 	state, log := s.pageCommands(ctx, sh, q, after)
-	ordered, err := s.conn.read.inOrder(ctx, state, log)
+	cmds, epoch := []goredis.Cmder{state, log}, s.places.epoch.Load()
+	place := s.placeCommand(ctx, sh, q, after, epoch)
+	if place != nil {
+		cmds = append(cmds, place)
+	}
+	ordered, err := s.conn.read.inOrder(ctx, cmds...)
 	if err == nil && !ordered {
 		state, log, err = s.pageOnTheMove(ctx, sh, q, after)
+	}
+	if err == nil && place != nil {
+		err = failure(place.Err())
 	}
 	if err == nil {
 		err = failure(errors.Join(state.Err(), log.Err()))
@@ -153,8 +164,37 @@ func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after
 	if state.Val()[0] == nil {
 		return storage.EventPage{}, s.confirm(ctx, sh, storage.ErrNotFound)
 	}
+	st, err := s.stateOf(q.SessionID, state)
+	if err != nil {
+		return storage.EventPage{}, err
+	}
+	page, err := decodePage(q, after, log.Val(), st, state.Val()[1])
+	switch {
+	case err != nil, q.Tail > 0:
+	case place != nil && len(place.Val()) == 0 && !page.Truncated:
+		return s.pageWithout(ctx, sh, q, after, page)
+	case len(page.Events) > 0:
+		last, _ := storage.ParseCursor("next", page.Next)
+		s.places.learn(q.SessionID, last, epoch)
+	case place != nil:
+		s.places.learn(q.SessionID, after, epoch)
+	}
+	return page, err
+}
+
+// stateOf is the state in the reply of a page's first command, or that of a session
+// which was seen to end.
+func (s *Store) stateOf(id string, state *goredis.SliceCmd) (string, error) {
 	st, _ := state.Val()[0].(string)
-	return decodePage(q, after, log.Val(), st, state.Val()[1])
+	x, ended := s.endings.get(id)
+	switch {
+	case !ended || st != "0":
+		return st, nil
+	case x.kind == endingDeleted:
+		return "", storage.ErrNotFound
+	default:
+		return "1", nil
+	}
 }
 
 func (s *Store) pageCommands(ctx context.Context, sh *shard, q storage.EventQuery, after storage.Cursor) (*goredis.SliceCmd, *goredis.XMessageSliceCmd) {

@@ -81,3 +81,6 @@ func (s *Store) DeclaredKinds() map[string][]string {
 
 // Looks is how often the store has looked for open slots.
 func Looks(s *Store) int64 { return s.looks.begun.Load() }
+
+// Endings is how many sessions the store remembers to have ended.
+func Endings(s *Store) int64 { return s.endings.n.Load() }

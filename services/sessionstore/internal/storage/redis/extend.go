@@ -59,7 +59,9 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	out, misses := make([]storage.ExtendResult, len(items)), &absences{s: s}
 	if len(items) == 1 {
 		// The usual single call rides with those of other callers.
-		if sh := s.shardOf(items[0].SessionID); sh != nil {
+		if s.checkOver(items[0].SessionID) != nil {
+			out[0] = s.extendOver(ctx, items[0])
+		} else if sh := s.shardOf(items[0].SessionID); sh != nil {
 			r, err := s.extendOne(ctx, sh, items[0], present)
 			out[0] = s.extended(ctx, misses, sh, r, err)
 		} else {
@@ -75,6 +77,10 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 			out[i].Response = lifetime.Missing()
 			continue
 		}
+		if s.checkOver(items[i].SessionID) != nil {
+			out[i] = s.extendOver(ctx, items[i])
+			continue
+		}
 		b.add(i, sh, at[sh])
 	}
 	b.run(ctx)
@@ -88,7 +94,7 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	}
 	b.run(ctx)
 	for i := range items {
-		if out[i].Response == nil {
+		if out[i].Response == nil && out[i].Err == nil {
 			out[i] = s.extended(ctx, misses, s.shardOf(items[i].SessionID), b.replies[i], b.errs[i])
 			s.learn(ctx, items[i].SessionID, b.replies[i], b.errs[i])
 		}

@@ -25,6 +25,10 @@ import "strconv"
 //	                           into the feed later, to: the last such entry
 //	<p>holds           hash    holder -> from when on it holds the sweep
 //	<p>lease:<group>   string  who reads the shard for the group
+//	<p>marks           hash    at:<replica> -> its latest mark, a time that only
+//	                           grows; removed: the highest that was removed; lost:
+//	                           the times that were lost. On shard 0, and in a
+//	                           cluster on every shard (past.go)
 //
 // where <p> is "stoker:{s<shard>}:". Shard 0 also has
 //
@@ -55,6 +59,7 @@ const (
 	keyGroups
 	keyReplayed
 	keyHolds
+	keyMarks
 	keyMeta
 	keyPolicies
 	keyProjects
@@ -70,6 +75,7 @@ var kinds = [keyKinds]struct{ name, suffix string }{
 	keyDeadlines: {"deadlines", "deadlines"}, keyWarnings: {"warnings", "warnings"}, keyRetired: {"retired", "retired"},
 	keyByUser: {"by-user", "by-user"}, keyByProject: {"by-project", "by-project"},
 	keyFeed: {"feed", "feed"}, keyGroups: {"groups", "groups"}, keyReplayed: {"replayed", "replayed"}, keyHolds: {"holds", "holds"},
+	keyMarks: {"marks", "marks"},
 	keyMeta: {"meta", "meta"}, keyPolicies: {"policies", "policies"}, keyProjects: {"projects", "projects"},
 }
 
@@ -112,6 +118,7 @@ func (sh *shard) session(id string) string  { return sh.p + kinds[keySession].su
 func (sh *shard) events(id string) string   { return sh.p + kinds[keyEvents].suffix + id }
 func (sh *shard) feed() string              { return sh.own(keyFeed) }
 func (sh *shard) groups() string            { return sh.own(keyGroups) }
+func (sh *shard) holds() string             { return sh.own(keyHolds) }
 func (sh *shard) deadlines() string         { return sh.own(keyDeadlines) }
 func (sh *shard) retired() string           { return sh.own(keyRetired) }
 func (sh *shard) byUser() string            { return sh.own(keyByUser) }

@@ -22,6 +22,12 @@ import (
 // so that extending a session moves none of its data.
 var sessionFields = []string{"pb", "pol", "lab", "data", "st", "exp", "ext", "act", "rev", "upd", "end", "why"}
 
+// Places among them.
+const (
+	fieldState  = 4
+	fieldExpire = 5
+)
+
 // hash spells a new session as fields and values.
 func hash(in *sessionv1.Session, request string) ([]any, error) {
 	fixed := &sessionv1.Session{Id: in.GetId(), User: in.GetUser(), Project: in.GetProject(), CreateTime: in.GetCreateTime()}
@@ -133,8 +139,12 @@ func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
 	out.Revision, out.UpdateTime = number(r[8]), lifetime.SetTime(&m.update, number(r[9]))
 	if over := overPhase(r[4]); over != sessionv1.Session_PHASE_UNSPECIFIED {
 		out.Phase, out.EndTime, out.EndReason = over, lifetime.SetTime(&m.end, number(r[10])), r[11]
-	} else {
+	} else if x, ended := s.endings.get(out.GetId()); !ended {
 		out.Phase = lifetime.Phase(t, st, now)
+	} else if x.kind == endingDeleted {
+		return nil, storage.ErrNotFound
+	} else {
+		x.apply(out)
 	}
 	return out, nil
 }

@@ -70,7 +70,7 @@ func (d *databases) url(t testing.TB) string {
 	return "redis://" + d.login + d.addr + "/" + strconv.Itoa(d.next)
 }
 
-var constant = regexp.MustCompile(`:(feed|groups|meta|policies|projects|lease:.*|consumers:.*|holds|replayed|gone:.*)$`)
+var constant = regexp.MustCompile(`:(feed|groups|meta|policies|projects|lease:.*|consumers:.*|holds|marks|replayed|gone:.*)$`)
 
 func fixture(t testing.TB, url string) storagetest.Fixture {
 	t.Helper()

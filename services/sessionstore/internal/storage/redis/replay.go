@@ -65,6 +65,8 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 		return &storage.InvalidError{Field: "id", Value: storage.Shorten(w.SessionID), Want: "a session id"}
 	case sh == nil:
 		return storage.ErrNotFound
+	case w.Create != nil && s.checkOver(w.SessionID) != nil:
+		return nil // it was created before, and has ended since
 	case w.Create != nil:
 		_, err := s.create(ctx, sh, w.Create.Session, w.Create.RequestKey, at)
 		return err
@@ -72,7 +74,10 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 		_, err := s.update(ctx, w.SessionID, *w.Update, at)
 		return err
 	case w.End != nil:
-		_, err := s.end(ctx, sh, w.SessionID, w.End.Reason, at)
+		r, err := s.end(ctx, sh, w.SessionID, w.End.Reason, at)
+		if err == nil && r.num(0) == 1 {
+			s.remember(w.SessionID, endingEnded, at.ms, w.End.Reason)
+		}
 		return err
 	case w.Delete:
 		_, err := s.remove(ctx, sh, w.SessionID, at)
@@ -83,6 +88,9 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 	default:
 		a := *w.Extend
 		a.SessionID = w.SessionID
+		if err := s.checkOver(w.SessionID); err != nil {
+			return err
+		}
 		r, err := s.extendOne(ctx, sh, a, at)
 		if err != nil {
 			return err

@@ -47,6 +47,7 @@ type scripts struct {
 	create, update, end, remove, append, extend       *script
 	sweep, warn, expire, purge, reindex, forget       *script
 	ack, join, lease, hold, policy, meta, raiseFormat *script
+	mark                                              *script
 }
 
 // byName says which file each script is from.
@@ -55,7 +56,7 @@ func (s *scripts) byName() map[string]**script {
 		"create": &s.create, "update": &s.update, "end": &s.end, "delete": &s.remove, "append": &s.append, "extend": &s.extend,
 		"sweep": &s.sweep, "warn": &s.warn, "expire": &s.expire, "purge": &s.purge, "reindex": &s.reindex, "forget": &s.forget,
 		"ack": &s.ack, "join": &s.join, "lease": &s.lease, "hold": &s.hold, "policy": &s.policy, "meta": &s.meta,
-		"format": &s.raiseFormat,
+		"format": &s.raiseFormat, "mark": &s.mark,
 	}
 }
 
@@ -63,7 +64,7 @@ func (s *scripts) byName() map[string]**script {
 // scripts: an argument costs both sides something at every call.
 func (o Options) constants(cluster bool) string {
 	return fmt.Sprintf("local CLUSTER, MAX_EVENTS, KEEP, LINGER, RETENTION = %t, %d, %d, %d, %d\n", cluster, o.MaxEvents, o.keep(), o.linger(), o.Retention.Milliseconds()) +
-		fmt.Sprintf("local MAX_CAUSES, MAX_DECISIONS, MAX_KINDS = %d, %d, %d\n", lifetime.MaxCauses, lifetime.MaxDecisions, lifetime.MaxKinds)
+		fmt.Sprintf("local MAX_CAUSES, MAX_DECISIONS, MAX_KINDS, MAX_MARKS = %d, %d, %d, %d\n", lifetime.MaxCauses, lifetime.MaxDecisions, lifetime.MaxKinds, marksMost)
 }
 
 // loadScripts names them; before goes in front of each.

@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,6 +55,9 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	sh := s.shardOf(in.GetId())
 	if sh == nil {
 		return nil, false, &storage.InvalidError{Field: "id", Value: storage.Shorten(in.GetId()), Want: "a session id"}
+	}
+	if s.checkOver(in.GetId()) != nil {
+		return in, false, nil // an attempt before has created it, and it has ended since
 	}
 	r, err := s.create(ctx, sh, in, requestKey, present)
 	if err != nil {
@@ -120,6 +124,9 @@ func (s *Store) Get(ctx context.Context, id string) (*sessionv1.Session, error) 
 		return nil, err
 	}
 	out, err := s.parsed(cmd.Val(), s.now())
+	if err == nil {
+		s.sawEnd(out)
+	}
 	return out, s.confirm(ctx, sh, err)
 }
 
@@ -170,7 +177,11 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 	if err != nil {
 		return nil, err
 	}
-	return s.answered(r, 1)
+	out, err := s.answered(r, 1)
+	if err == nil {
+		s.sawEnd(out)
+	}
+	return out, err
 }
 
 func (s *Store) end(ctx context.Context, sh *shard, id, reason string, at asOf) (reply, error) {
@@ -191,7 +202,8 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 	if sh == nil {
 		return storage.ErrNotFound
 	}
-	return s.confirm(ctx, sh, check(s.remove(ctx, sh, id, present)))
+	_, err := s.remove(ctx, sh, id, present)
+	return s.confirm(ctx, sh, err)
 }
 
 // remove deletes a session; a second call declares the key of the request that
@@ -205,6 +217,9 @@ func (s *Store) remove(ctx context.Context, sh *shard, id string, at asOf) (repl
 		}
 		r, err := s.run(ctx, call.with(id, at.arg(), s.opts.Retention.Milliseconds()))
 		if err != nil || r.num(0) != again {
+			if err = check(r, err); err == nil {
+				s.remember(id, endingDeleted, cmp.Or(at.ms, s.now()), "")
+			}
 			return r, err
 		}
 		request = r.text(1)
@@ -230,9 +245,10 @@ func (s *Store) RevokeUser(ctx context.Context, project, user string, except []s
 		}
 		after = members[len(members)-1]
 		var calls []invocation
+		var ids []string
 		for _, m := range members {
 			if id := storage.LastPart(m); !slices.Contains(except, id) {
-				calls = append(calls, s.ending(sh, id, reason, present, ""))
+				calls, ids = append(calls, s.ending(sh, id, reason, present, "")), append(ids, id)
 			}
 		}
 		replies, errs := s.runEach(ctx, "end", calls)
@@ -242,6 +258,7 @@ func (s *Store) RevokeUser(ctx context.Context, project, user string, except []s
 				failed = errs[i] // the others end all the same
 			case r.num(0) == 1:
 				total++
+				s.remember(ids[i], endingEnded, s.now(), reason)
 			}
 		}
 		if len(members) < batch {

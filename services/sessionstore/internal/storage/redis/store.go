@@ -60,6 +60,13 @@ type Options struct {
 	// Changed is told the id of a session whenever the feed has something of it,
 	// whoever wrote that; nobody where nil. It must not block.
 	Changed func(id string)
+	// Lost is called when data in Redis was found to have been lost: what is
+	// remembered of sessions may be from what is gone. It must not block; nil for
+	// nobody.
+	Lost func()
+	// DataDir keeps the marks by which a loss is found that happens while the process
+	// does not run; empty for nowhere. It is created where it is missing.
+	DataDir string
 	// Tracer traces operations; nowhere where nil.
 	Tracer trace.TracerProvider
 	// Log tells of a feed that cannot be read; nothing where nil.
@@ -126,6 +133,10 @@ type Store struct {
 	scan     scan
 	forecast forecast
 	looks    looks
+	past     *past
+	endings  *endings
+	again    reapply
+	places   places
 
 	// checked is what became of the check of what is in Redis; nil until it is
 	// made, by one caller for all who wait.
@@ -176,6 +187,10 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		return nil, errors.Join(err, c.close())
 	}
 	s.conn, s.scripts = c, sc
+	s.past, s.endings, s.again.signal = newPast(s), newEndings(), make(chan struct{}, 1)
+	if err := s.past.load(opts.DataDir); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
 	err = s.check(ctx)
 	if opts.MayBeAway && errors.Is(err, storage.ErrUnavailable) {
 		err = nil // it is made later
@@ -185,6 +200,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	}
 	s.work.Go(s.tail.run)
 	s.work.Go(s.watchAccess)
+	s.work.Go(s.runReapply)
 	return s, nil
 }
 
@@ -199,29 +215,28 @@ func (s *Store) meta(ctx context.Context) (reply, error) {
 	return s.run(ctx, s.scripts.meta.on(s.shards[0], "", s.opts.Shards, format, rand.Text()))
 }
 
-// checkEpoch notices that Redis has lost its data, or holds other data than
-// before: a server that was flushed, or came back without persistence. Nothing
-// can bring it back, but nobody shall believe that nothing has happened.
-func (s *Store) checkEpoch(ctx context.Context) error {
-	r, err := s.meta(ctx)
-	if err != nil {
-		return err
+// noteMeta takes the deployment's meta hash from the reply to a look. It returns
+// whether Redis has lost its data, or holds other data than before: a server that was
+// flushed, or came back without persistence.
+func (s *Store) noteMeta(ctx context.Context, r reply) (changed bool, err error) {
+	found, now := r.text(mkFormat), r.text(mkEpoch)
+	if r.text(mkShards) == "" || found == "" || now == "" {
+		m, err := s.meta(ctx)
+		if err != nil {
+			return false, err
+		}
+		found, now = m.text(1), m.text(2)
 	}
-	found := r.text(1)
 	s.dataFormat.Store(&found)
-	now := r.text(2)
-	if before := s.epoch.Swap(&now); before != nil && *before != now {
-		s.lost.Add(s.opts.Clock())
-		s.tail.lost.Store(true)
-		s.opts.Log.ErrorContext(ctx, "Redis has lost its data, or holds other data than before: sessions and events that were acknowledged are gone")
-	}
-	return nil
+	before := s.epoch.Swap(&now)
+	return before != nil && *before != now, nil
 }
 
 // Status asks Redis for a sign of life.
 func (s *Store) Status(ctx context.Context) storage.Status {
 	st := storage.Status{Backend: "redis", Shards: len(s.shards), Entries: -1}
 	st.Losses, st.LastLoss = s.lost.Get()
+	st.LossSpan = s.lost.Span()
 	st.Warnings = s.warnings.List()
 	if found := s.dataFormat.Load(); found != nil {
 		st.Format = *found
@@ -272,6 +287,7 @@ func (s *Store) Close() error {
 		close(s.closed)
 		_ = s.conn.stream.close() // it says so again below
 		s.work.Wait()
+		s.past.close()
 		s.closeErr = s.conn.close()
 	})
 	return s.closeErr

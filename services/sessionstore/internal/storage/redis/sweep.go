@@ -29,7 +29,7 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	if err := s.usable(ctx); err != nil {
 		return storage.SweepResult{}, err
 	}
-	sw := sweep{s: s, held: map[*shard]int{}, orphaned: map[*shard]bool{}, failures: []error{s.checkEpoch(ctx)}}
+	sw := sweep{s: s, held: map[*shard]int{}, orphaned: map[*shard]bool{}, failures: []error{s.past.look(ctx)}}
 	// In a cluster, the node that was asked may be the only one that does not
 	// answer.
 	if sw.failures[0] != nil && !s.conn.cluster {

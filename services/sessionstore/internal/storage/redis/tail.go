@@ -1,9 +1,11 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +27,8 @@ type tail struct {
 	// doubt is where something may have been missed: before the first look, and
 	// since a look failed.
 	doubt []bool
+	// seen are the times of the last entries seen, by shard, in Unix milliseconds.
+	seen []atomic.Int64
 	// lost asks for doubt everywhere.
 	lost atomic.Bool
 
@@ -43,7 +47,7 @@ const (
 
 func newTail(s *Store) *tail {
 	t := &tail{
-		s: s, feeds: map[string]int{}, last: make([]string, len(s.shards)), doubt: make([]bool, len(s.shards)),
+		s: s, feeds: map[string]int{}, last: make([]string, len(s.shards)), doubt: make([]bool, len(s.shards)), seen: make([]atomic.Int64, len(s.shards)),
 		waiters: make([]map[string]map[chan struct{}]struct{}, len(s.shards)), readers: map[*reader]struct{}{},
 	}
 	for n, sh := range s.shards {
@@ -175,11 +179,16 @@ func (t *tail) doubtAll() {
 // has lost that.
 func (t *tail) settle(ctx context.Context) error {
 	var at []int
-	var cmds []*goredis.XMessageSliceCmd
+	var ends, places []*goredis.XMessageSliceCmd
 	for n, doubt := range t.doubt {
 		if doubt {
+			feed, from := t.s.shards[n].feed(), t.last[n]
+			if from == "" {
+				from = "0-0"
+			}
 			at = append(at, n)
-			cmds = append(cmds, goredis.NewXMessageSliceCmd(ctx, "xrevrange", t.s.shards[n].feed(), "+", "-", "count", 1))
+			ends = append(ends, goredis.NewXMessageSliceCmd(ctx, "xrevrange", feed, "+", "-", "count", 1))
+			places = append(places, goredis.NewXMessageSliceCmd(ctx, "xrevrange", feed, from, "-", "count", 1))
 		}
 	}
 	if len(at) == 0 {
@@ -188,26 +197,53 @@ func (t *tail) settle(ctx context.Context) error {
 	if err := t.s.usable(ctx); err != nil {
 		return err
 	}
-	if err := t.s.conn.stream.pipeline(ctx, asCmders(cmds)...); err != nil {
+	if err := t.s.conn.stream.pipeline(ctx, slices.Concat(asCmders(ends), asCmders(places))...); err != nil {
 		return err
 	}
 	var errs []error
+	suspected := false
 	for i, n := range at {
-		if err := cmds[i].Err(); err != nil {
+		if err := cmp.Or(ends[i].Err(), places[i].Err()); err != nil {
 			errs = append(errs, err)
 			continue
 		}
+		suspected = t.compare(n, places[i].Val()) || suspected
 		end := "0-0"
-		if m := cmds[i].Val(); len(m) > 0 {
+		if m := ends[i].Val(); len(m) > 0 {
 			end = m[0].ID
 		}
 		if t.last[n] == "" || before(end, t.last[n]) {
-			t.last[n] = end
+			t.moveTo(n, end)
 		}
 		t.doubt[n] = false
 		t.wakeShard(n)
 	}
+	if suspected {
+		errs = append(errs, t.s.past.look(ctx))
+	}
 	return errors.Join(errs...)
+}
+
+// compare looks whether the entry of a feed that was seen last is gone while earlier
+// ones are there. Trimming takes the oldest, so the server has lost it.
+func (t *tail) compare(n int, place []goredis.XMessage) (lost bool) {
+	if t.last[n] == "" || len(place) == 0 || place[0].ID == t.last[n] {
+		return false
+	}
+	left, err := storage.ParseCursor("feed", place[0].ID)
+	if err != nil {
+		return false
+	}
+	t.s.past.suspect(n, left.Millis, t.seen[n].Load())
+	return true
+}
+
+// moveTo sets the last entry seen of a feed.
+func (t *tail) moveTo(n int, id string) {
+	t.last[n] = id
+	if at, err := storage.ParseCursor("feed", id); err == nil {
+		t.seen[n].Store(at.Millis)
+	}
 }
 
 // before is the order of stream ids.
@@ -277,7 +313,7 @@ func (t *tail) wake(ctx context.Context, streams []goredis.XStream) {
 			at = append(at, n)
 			cmds = append(cmds, goredis.NewXMessageSliceCmd(ctx, "xrange", st.Stream, t.last[n], t.last[n]))
 		}
-		t.last[n] = st.Messages[len(st.Messages)-1].ID
+		t.moveTo(n, st.Messages[len(st.Messages)-1].ID)
 	}
 	// Trimming takes the oldest: where the one read before is still there, none
 	// after it has gone.
@@ -292,6 +328,9 @@ func (t *tail) wake(ctx context.Context, streams []goredis.XStream) {
 // wakeSome wakes the readers of a shard and the waiters for sessions that
 // entries are about. It says whether others wait on the shard, too.
 func (t *tail) wakeSome(n int, entries []goredis.XMessage) bool {
+	for _, m := range entries {
+		t.rememberEnd(m)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for r := range t.readers {
@@ -311,6 +350,17 @@ func (t *tail) wakeSome(n int, entries []goredis.XMessage) bool {
 		signal(t.waiters[n][id])
 	}
 	return true
+}
+
+// rememberEnd remembers the session of an entry that says that it is over.
+func (t *tail) rememberEnd(m goredis.XMessage) {
+	kind, _ := m.Values["L"].(string)
+	if ending, ok := endingOf[kind]; ok && kind != "" {
+		id, _ := m.Values["s"].(string)
+		at, _ := m.Values["n"].(string)
+		reason, _ := m.Values["r"].(string)
+		t.s.remember(id, ending, number(at), reason)
+	}
 }
 
 // wakeShard wakes everybody on a shard.

@@ -79,6 +79,9 @@ func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, er
 	if err != nil {
 		return storage.Explanation{}, err
 	}
+	if x, ended := s.endings.get(id); ended && x.kind == endingDeleted {
+		return storage.Explanation{}, storage.ErrNotFound
+	}
 	out, err := s.explanation(cmd.Val())
 	return out, s.confirm(ctx, sh, err)
 }
