@@ -49,6 +49,11 @@ func (s *Store) WatchWrites(h goredis.Hook) { s.conn.write.client.AddHook(h) }
 
 // ScriptNames are the names of the store's scripts by their SHA-1, and by
 // MonitoredText of their text.
+
+// WatchReads has a hook see every round trip of the read lane.
+func (s *Store) WatchReads(h goredis.Hook) { s.conn.read.client.AddHook(h) }
+
+// ScriptNames are the names of the store's scripts by their SHA-1.
 func (s *Store) ScriptNames() map[string]string {
 	out := map[string]string{}
 	for _, sc := range s.scripts.byName() {
@@ -84,3 +89,9 @@ func Looks(s *Store) int64 { return s.looks.begun.Load() }
 
 // Endings is how many sessions the store remembers to have ended.
 func Endings(s *Store) int64 { return s.endings.n.Load() }
+
+// MarksMost bounds the marks on a shard.
+const MarksMost = marksMost
+
+// Seen is the time of the last entry of a shard's feed that the store has seen.
+func (s *Store) Seen(shard int) int64 { return s.tail.seen[shard].Load() }

@@ -96,6 +96,17 @@ func storedNumber(text string) (n int64) {
 	return n
 }
 
+// feedEnd is the time of the last entry of a feed.
+func feedEnd(t *testing.T, client *goredis.Client, feed string) int64 {
+	t.Helper()
+	last, err := client.XRevRangeN(context.Background(), feed, "+", "-", 1).Result()
+	if err != nil || len(last) == 0 {
+		t.Fatal(last, err)
+	}
+	ms, _, _ := strings.Cut(last[0].ID, "-")
+	return storedNumber(ms)
+}
+
 // restore ends a server and starts it with the data of its last SAVE.
 func restore(t *testing.T, server *redistest.Server) {
 	t.Helper()
