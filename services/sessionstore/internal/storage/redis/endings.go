@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	goredis "github.com/redis/go-redis/v9"
+
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -178,17 +180,39 @@ func (s *Store) remember(id string, kind endingKind, at int64, reason string) {
 	s.endings.remember(id, ending{kind: kind, at: at, seen: s.past.lastMark(), reason: reason})
 }
 
-// checkOver returns the error of a write to a session that was seen to end, nil for
-// any other.
-func (s *Store) checkOver(id string) error {
-	if x, ok := s.endings.get(id); ok {
-		return x.err()
+// checkRevived returns the error of a write to a session that was seen to end and is
+// live in Redis again, nil for any other. What Redis knows to be over it judges itself.
+func (s *Store) checkRevived(ctx context.Context, sh *shard, id string) error {
+	x, ended := s.endings.get(id)
+	if !ended {
+		return nil
 	}
-	return nil
+	cmd := goredis.NewStringCmd(ctx, "hget", sh.session(id), "st")
+	if err := s.conn.read.do(ctx, cmd); err != nil && !errors.Is(err, goredis.Nil) {
+		return failure(err)
+	}
+	if cmd.Val() != "0" {
+		return nil
+	}
+	return x.err()
 }
 
-// extendOver answers a report of activity in a session that was seen to end.
-func (s *Store) extendOver(ctx context.Context, a storage.Activity) storage.ExtendResult {
+// hasEnded returns whether a session was seen to end.
+func (s *Store) hasEnded(id string) bool {
+	_, ended := s.endings.get(id)
+	return ended
+}
+
+// extendOver answers a report of activity in a session that was seen to end. Where
+// Redis knows that, too, its script remembers the report.
+func (s *Store) extendOver(ctx context.Context, misses *absences, sh *shard, a storage.Activity) storage.ExtendResult {
+	switch err := s.checkRevived(ctx, sh, a.SessionID); {
+	case err == nil:
+		r, err := s.extendOne(ctx, sh, a, present)
+		return s.extended(ctx, misses, sh, r, err)
+	case !errors.Is(err, storage.ErrEnded) && !errors.Is(err, storage.ErrNotFound):
+		return storage.ExtendResult{Err: err}
+	}
 	sess, err := s.Get(ctx, a.SessionID)
 	if errors.Is(err, storage.ErrNotFound) {
 		return storage.ExtendResult{Response: lifetime.Missing()}

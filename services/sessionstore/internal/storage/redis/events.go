@@ -28,7 +28,7 @@ func (s *Store) Append(ctx context.Context, id string, events []*sessionv1.Event
 }
 
 func (s *Store) append(ctx context.Context, sh *shard, id string, events []*sessionv1.Event, at asOf) ([]string, error) {
-	if err := s.checkOver(id); err != nil {
+	if err := s.checkRevived(ctx, sh, id); err != nil {
 		return nil, err
 	}
 	sc := s.scripts.append
@@ -143,6 +143,7 @@ func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after
 	// The state is read first: when it says over, the log is complete.
 	state, log := s.pageCommands(ctx, sh, q, after)
 	cmds, epoch := []goredis.Cmder{state, log}, s.places.epoch.Load()
+	x, ended := s.endings.get(q.SessionID) // before the look: where that finds it live, its end was lost
 	place := s.placeCommand(ctx, sh, q, after, epoch)
 	if place != nil {
 		cmds = append(cmds, place)
@@ -164,7 +165,7 @@ func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after
 	if state.Val()[0] == nil {
 		return storage.EventPage{}, s.confirm(ctx, sh, storage.ErrNotFound)
 	}
-	st, err := s.stateOf(q.SessionID, state)
+	st, err := stateOf(state, x, ended)
 	if err != nil {
 		return storage.EventPage{}, err
 	}
@@ -183,10 +184,9 @@ func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after
 }
 
 // stateOf is the state in the reply of a page's first command, or that of a session
-// which was seen to end.
-func (s *Store) stateOf(id string, state *goredis.SliceCmd) (string, error) {
+// which was seen to end before.
+func stateOf(state *goredis.SliceCmd, x ending, ended bool) (string, error) {
 	st, _ := state.Val()[0].(string)
-	x, ended := s.endings.get(id)
 	switch {
 	case !ended || st != "0":
 		return st, nil

@@ -14,7 +14,7 @@ const ClockKey = "test-clock"
 // the ids that XADD makes up.
 const clockHead = `
 local server = redis
-local redis = {call = function(...)
+local redis = {pcall = server.pcall, call = function(...)
   local a = {...}
   if a[1] == 'TIME' then
     local ms = tonumber(server.call('GET', '` + ClockKey + `'))

@@ -59,9 +59,9 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 	out, misses := make([]storage.ExtendResult, len(items)), &absences{s: s}
 	if len(items) == 1 {
 		// The usual single call rides with those of other callers.
-		if s.checkOver(items[0].SessionID) != nil {
-			out[0] = s.extendOver(ctx, items[0])
-		} else if sh := s.shardOf(items[0].SessionID); sh != nil {
+		if sh := s.shardOf(items[0].SessionID); sh != nil && s.hasEnded(items[0].SessionID) {
+			out[0] = s.extendOver(ctx, misses, sh, items[0])
+		} else if sh != nil {
 			r, err := s.extendOne(ctx, sh, items[0], present)
 			out[0] = s.extended(ctx, misses, sh, r, err)
 		} else {
@@ -77,8 +77,8 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 			out[i].Response = lifetime.Missing()
 			continue
 		}
-		if s.checkOver(items[i].SessionID) != nil {
-			out[i] = s.extendOver(ctx, items[i])
+		if s.hasEnded(items[i].SessionID) {
+			out[i] = s.extendOver(ctx, misses, sh, items[i])
 			continue
 		}
 		b.add(i, sh, at[sh])

@@ -126,7 +126,7 @@ func (s *Store) activeUsers(ctx context.Context, sh *shard, prefix, after string
 		for i, k := range keys {
 			after = k
 			parts := strings.SplitN(k, "\x00", 3)
-			if len(parts) != 3 || parts[1] == "" || deadlines.Val()[i] <= now || s.checkOver(parts[2]) != nil {
+			if len(parts) != 3 || parts[1] == "" || deadlines.Val()[i] <= now || s.hasEnded(parts[2]) {
 				continue
 			}
 			if last := len(out) - 1; last >= 0 && out[last].GetProject() == parts[0] && out[last].GetUser() == parts[1] {

@@ -39,11 +39,16 @@ func TestLossWhileNoReplicaRuns(t *testing.T) {
 			save(t, client)
 			marked(t, client, 1)
 			stop()
+			if _, err := s.Sweep(t.Context()); err != nil { // the one before may have been cut off
+				t.Fatal(err)
+			}
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
 			again := open(t, server.URL(), in)
-			keepSweeping(t, again)()
+			if _, err := again.Sweep(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			if st := again.Status(t.Context()); st.Losses != 0 {
 				t.Fatalf("a restart alone: %+v", st)
 			}

@@ -70,6 +70,7 @@ func (s *Store) pageWithout(ctx context.Context, sh *shard, q storage.EventQuery
 		return s.pageAhead(ctx, sh, q, after, page)
 	}
 	from := g.before()
+	x, ended := s.endings.get(q.SessionID)
 	state, log := s.pageCommands(ctx, sh, q, from)
 	last := lastCommand(ctx, sh, q.SessionID, from)
 	ordered, err := s.conn.read.inOrder(ctx, state, log, last)
@@ -84,7 +85,7 @@ func (s *Store) pageWithout(ctx context.Context, sh *shard, q storage.EventQuery
 			return storage.EventPage{}, failure(err)
 		}
 	}
-	st, err := s.stateOf(q.SessionID, state)
+	st, err := stateOf(state, x, ended)
 	if err != nil {
 		return storage.EventPage{}, err
 	}

@@ -65,7 +65,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 		return &storage.InvalidError{Field: "id", Value: storage.Shorten(w.SessionID), Want: "a session id"}
 	case sh == nil:
 		return storage.ErrNotFound
-	case w.Create != nil && s.checkOver(w.SessionID) != nil:
+	case w.Create != nil && s.hasEnded(w.SessionID):
 		return nil // it was created before, and has ended since
 	case w.Create != nil:
 		_, err := s.create(ctx, sh, w.Create.Session, w.Create.RequestKey, at)
@@ -88,7 +88,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 	default:
 		a := *w.Extend
 		a.SessionID = w.SessionID
-		if err := s.checkOver(w.SessionID); err != nil {
+		if err := s.checkRevived(ctx, sh, w.SessionID); err != nil {
 			return err
 		}
 		r, err := s.extendOne(ctx, sh, a, at)

@@ -56,8 +56,13 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 	if sh == nil {
 		return nil, false, &storage.InvalidError{Field: "id", Value: storage.Shorten(in.GetId()), Want: "a session id"}
 	}
-	if s.checkOver(in.GetId()) != nil {
-		return in, false, nil // an attempt before has created it, and it has ended since
+	if s.hasEnded(in.GetId()) {
+		// An attempt before has created it, and it has ended since.
+		out, err := s.Get(ctx, in.GetId())
+		if errors.Is(err, storage.ErrNotFound) {
+			return in, false, nil
+		}
+		return out, false, err
 	}
 	r, err := s.create(ctx, sh, in, requestKey, present)
 	if err != nil {
