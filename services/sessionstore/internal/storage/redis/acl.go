@@ -114,7 +114,6 @@ func (s *Store) checksOfRights() []call {
 		key, _ := s.shards[0].key(k, "check").(string)
 		perKey(key)
 	}
-	perKey(consumersKey("check"))
 	for _, sh := range s.shards[1:] {
 		perKey(sh.feed())
 	}

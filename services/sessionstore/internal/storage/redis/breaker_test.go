@@ -83,7 +83,7 @@ func TestOutageOpensAndRecovers(t *testing.T) {
 			storagetest.Until(t, "the breakers close again", func() bool {
 				_, _ = s.Get(t.Context(), id)
 				_, _ = s.Extend(t.Context(), []storage.Activity{{SessionID: id}})
-				return !breakers.Degraded(redis.ClassRead, redis.ClassWrite)
+				return !breakers.Degraded(redis.ClassRead, redis.ClassFree)
 			})
 			storagetest.Until(t, "the feed is followed again", func() bool { return state(breakers, redis.ClassStream).State == resilience.Closed })
 		})
@@ -238,9 +238,10 @@ func TestBusyServerIsAFault(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, class := range []string{redis.ClassRead, redis.ClassWrite} {
+	for _, class := range []string{redis.ClassRead, redis.ClassWrite, redis.ClassFree} {
 		for range 5 {
 			_, _ = s.Get(t.Context(), id)
+			_, _ = s.Append(t.Context(), id, []*sessionv1.Event{{Id: "e", Type: "input:text"}})
 			_, _ = s.End(t.Context(), id, "done")
 		}
 		if st := state(breakers, class); st.State != resilience.Open {

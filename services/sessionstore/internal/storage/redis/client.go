@@ -18,6 +18,9 @@ import (
 // This file is the only place that knows which kind of deployment it is.
 type conn struct {
 	read, write *lane
+	// free is for scripts that Redis runs also when its memory is full (runsWhenFull).
+	// Writes that are refused then must not stop them.
+	free *lane
 	// stream is for what blocks and for feeds. Closing it ends a wait at once,
 	// which the end of a context would not.
 	stream  *lane
@@ -96,10 +99,11 @@ func dial(raw string, o dialOptions) (*conn, error) {
 		c.endpoint = newEndpoint(c, u, opts, o)
 		opts.Addrs, opts.Dialer, opts.OnConnect = u.addrs[:1], c.endpoint.dial, c.endpoint.onConnect
 	}
-	var errs [3]error
+	var errs [4]error
 	c.read, errs[0] = newLane(c, ClassRead, opts, o.timeout, o.breakers)
 	c.write, errs[1] = newLane(c, ClassWrite, opts, o.timeout, o.breakers)
 	c.stream, errs[2] = newLane(c, ClassStream, opts, tailBlock+o.timeout, o.breakers)
+	c.free, errs[3] = newLane(c, ClassFree, opts, o.timeout, o.breakers)
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, errors.Join(err, c.close())
 	}
@@ -116,7 +120,7 @@ func dial(raw string, o dialOptions) (*conn, error) {
 // lanes are those that were made.
 func (c *conn) lanes() []*lane {
 	var out []*lane
-	for _, l := range []*lane{c.stream, c.read, c.write} {
+	for _, l := range []*lane{c.stream, c.read, c.write, c.free} {
 		if l != nil {
 			out = append(out, l)
 		}

@@ -44,8 +44,11 @@ const (
 	SlotsMost = slotsMost
 )
 
-// WatchWrites has a hook see every round trip of the write lane.
-func (s *Store) WatchWrites(h goredis.Hook) { s.conn.write.client.AddHook(h) }
+// WatchWrites has a hook see every round trip of scripts.
+func (s *Store) WatchWrites(h goredis.Hook) {
+	s.conn.write.client.AddHook(h)
+	s.conn.free.client.AddHook(h)
+}
 
 // ScriptNames are the names of the store's scripts by their SHA-1, and by
 // MonitoredText of their text.

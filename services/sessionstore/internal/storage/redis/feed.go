@@ -271,11 +271,11 @@ func (r *reader) Close() error {
 	_, _, err := r.lease(ctx, "release", mine)
 	// The consumer's heartbeat goes, too, unless it is another reader's by now;
 	// then that one beats again.
-	drop := goredis.NewIntCmd(ctx, "zrem", consumersKey(r.group), r.consumer)
+	drop := goredis.NewIntCmd(ctx, "zrem", r.s.shards[0].key(keyConsumers, r.group), r.consumer)
 	if errors.Is(err, storage.ErrClosed) {
 		return nil
 	}
-	return errors.Join(err, failure(r.s.conn.write.do(ctx, drop)))
+	return errors.Join(err, failure(r.s.conn.free.do(ctx, drop)))
 }
 
 // shut ends Next and the renewals.

@@ -18,6 +18,9 @@ const (
 	ClassRead   = "read"
 	ClassWrite  = "write"
 	ClassStream = "stream"
+	// ClassFree is for what Redis does also when its memory is full: it frees memory,
+	// or keeps what there is in use.
+	ClassFree = "free"
 )
 
 // guard is a go-redis hook of one node's client: every round trip runs under

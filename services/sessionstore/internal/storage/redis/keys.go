@@ -45,7 +45,8 @@ const (
 	keyRequest
 	keyGone
 	keyLease
-	keyPrior   // the session that a request key names
+	keyPrior // the session that a request key names
+	keyConsumers
 	ownedKinds // from here on the shard has one key of the kind
 )
 
@@ -71,7 +72,7 @@ const (
 var kinds = [keyKinds]struct{ name, suffix string }{
 	keySession: {"session", "session:"}, keyEvents: {"events", "events:"}, keyIDs: {"ids", "ids:"},
 	keyRequest: {"request", "request:"}, keyGone: {"gone", "gone:"}, keyLease: {"lease", "lease:"},
-	keyPrior:     {"prior", "session:"},
+	keyPrior: {"prior", "session:"}, keyConsumers: {"consumers", "consumers:"},
 	keyDeadlines: {"deadlines", "deadlines"}, keyWarnings: {"warnings", "warnings"}, keyRetired: {"retired", "retired"},
 	keyByUser: {"by-user", "by-user"}, keyByProject: {"by-project", "by-project"},
 	keyFeed: {"feed", "feed"}, keyGroups: {"groups", "groups"}, keyReplayed: {"replayed", "replayed"}, keyHolds: {"holds", "holds"},
@@ -124,4 +125,3 @@ func (sh *shard) retired() string           { return sh.own(keyRetired) }
 func (sh *shard) byUser() string            { return sh.own(keyByUser) }
 func (sh *shard) byProject() string         { return sh.own(keyByProject) }
 func (sh *shard) lease(group string) string { return sh.p + kinds[keyLease].suffix + group }
-func consumersKey(group string) string      { return prefix(0) + "consumers:" + group }

@@ -36,6 +36,8 @@ type script struct {
 	// on are declared only by callers that need them.
 	keys     []keyKind
 	required int
+	// whenFull makes Redis run it also when its memory is full.
+	whenFull bool
 }
 
 // libMark is where a script wants the parts of lib.lua, other than at its beginning:
@@ -44,10 +46,10 @@ const libMark = "--@lib\n"
 
 // scripts holds every script by the name of its file.
 type scripts struct {
-	create, update, end, remove, append, extend       *script
-	sweep, warn, expire, purge, reindex, forget       *script
-	ack, join, lease, hold, policy, meta, raiseFormat *script
-	mark                                              *script
+	create, update, end, remove, append, extend *script
+	sweep, warn, expire, purge, reindex, forget *script
+	ack, join, lease, beat, hold                *script
+	policy, meta, mark, raiseFormat             *script
 }
 
 // byName says which file each script is from.
@@ -55,10 +57,31 @@ func (s *scripts) byName() map[string]**script {
 	return map[string]**script{
 		"create": &s.create, "update": &s.update, "end": &s.end, "delete": &s.remove, "append": &s.append, "extend": &s.extend,
 		"sweep": &s.sweep, "warn": &s.warn, "expire": &s.expire, "purge": &s.purge, "reindex": &s.reindex, "forget": &s.forget,
-		"ack": &s.ack, "join": &s.join, "lease": &s.lease, "hold": &s.hold, "policy": &s.policy, "meta": &s.meta,
+		"ack": &s.ack, "join": &s.join, "lease": &s.lease, "beat": &s.beat, "hold": &s.hold, "policy": &s.policy, "meta": &s.meta,
 		"format": &s.raiseFormat, "mark": &s.mark,
 	}
 }
+
+// runsWhenFull are the scripts that Redis runs also when its memory is full. A script
+// is one of these if it frees memory, or if something that frees memory waits for it;
+// and what it adds must be bounded for each session, group or replica that is there.
+var runsWhenFull = map[string]bool{
+	"sweep": true, // trims the feed, and finds the rest
+	"warn":  true, // precedes expire in a sweep
+	// These two add a few fields and events, which go when the retention is over.
+	"expire": true, "end": true,
+	"purge": true, "delete": true, "forget": true,
+	// The feed is trimmed, and sessions expire, only as far as it is acknowledged. For
+	// that, a consumer must join, keep its leases and have its reports of activity taken.
+	"ack": true, "join": true, "lease": true, "beat": true, "extend": true,
+	"hold": true, // its release lets sweeps go on
+	"meta": true, // a store begins with it
+}
+
+// allowFull is the first line of these scripts. Since Redis 7.0 it makes the server
+// accept them when memory is full. Like that, a replica or a server that cannot
+// persist refuses them before they run, and not at their first write.
+const allowFull = "#!lua flags=allow-oom\n"
 
 // constants spells what never changes in a store's life as the beginning of its
 // scripts: an argument costs both sides something at every call.
@@ -77,6 +100,9 @@ func loadScripts(before string) (*scripts, error) {
 	for name, dst := range out.byName() {
 		sc := files[name]
 		sc.body = before + sc.body
+		if sc.whenFull = runsWhenFull[name]; sc.whenFull {
+			sc.body = allowFull + sc.body
+		}
 		sc.sha = nameScript(sc.body)
 		*dst = &sc
 	}
@@ -273,27 +299,39 @@ func (in invocation) teach(ctx context.Context) *goredis.Cmd {
 // run calls a script. It is the one way in which anything is changed.
 func (s *Store) run(ctx context.Context, in invocation) (reply, error) {
 	ctx, end := s.span(ctx, in.sc.name)
-	cmd := in.command(ctx)
-	err := s.conn.write.do(ctx, cmd)
+	cmd, l := in.command(ctx), s.laneOf(in.sc)
+	err := l.do(ctx, cmd)
 	if noScript(err) {
 		// A restarted or flushed server has forgotten it; this teaches it again.
 		cmd = in.teach(ctx)
-		err = s.conn.write.do(ctx, cmd)
+		err = l.do(ctx, cmd)
 	}
 	r, err := verdict(cmd, err)
 	end(err)
 	return r, err
 }
 
+// laneOf returns the lane on which a script runs.
+func (s *Store) laneOf(sc *script) *lane {
+	if sc.whenFull {
+		return s.conn.free
+	}
+	return s.conn.write
+}
+
 // runAll makes many calls, in one round trip to each node, and returns a reply or
-// an error for each.
+// an error for each. The scripts of all must run on the same lane.
 func (s *Store) runAll(ctx context.Context, operation string, calls []invocation) ([]reply, []error) {
+	if len(calls) == 0 {
+		return nil, nil
+	}
 	ctx, end := s.span(ctx, operation)
+	l := s.laneOf(calls[0].sc)
 	cmds := make([]*goredis.Cmd, len(calls))
 	for i, in := range calls {
 		cmds[i] = in.command(ctx)
 	}
-	if err := s.conn.write.pipeline(ctx, asCmders(cmds)...); err != nil {
+	if err := l.pipeline(ctx, asCmders(cmds)...); err != nil {
 		end(err)
 		return make([]reply, len(cmds)), slices.Repeat([]error{err}, len(cmds))
 	}
@@ -304,7 +342,7 @@ func (s *Store) runAll(ctx context.Context, operation string, calls []invocation
 			again = append(again, cmds[i])
 		}
 	}
-	if err := s.conn.write.pipeline(ctx, asCmders(again)...); err != nil {
+	if err := l.pipeline(ctx, asCmders(again)...); err != nil {
 		end(err)
 		return make([]reply, len(cmds)), slices.Repeat([]error{err}, len(cmds))
 	}

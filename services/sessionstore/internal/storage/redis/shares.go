@@ -2,12 +2,9 @@ package redis
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
 	"time"
-
-	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
@@ -94,18 +91,12 @@ func (r *reader) share(ctx context.Context, opening bool) error {
 
 // heartbeat says that this consumer lives, and counts those who do.
 func (r *reader) heartbeat(ctx context.Context) (int, error) {
-	key := consumersKey(r.group)
-	now := r.s.now()
-	add := goredis.NewIntCmd(ctx, "zadd", key, now, r.consumer)
-	drop := goredis.NewIntCmd(ctx, "zremrangebyscore", key, "-inf", now-r.s.opts.LeaseTTL.Milliseconds())
-	count := goredis.NewIntCmd(ctx, "zcard", key)
-	if err := r.s.conn.stream.pipeline(ctx, add, drop, count); err != nil {
+	call := r.s.scripts.beat.on(r.s.shards[0], r.group, r.consumer, r.s.opts.LeaseTTL.Milliseconds())
+	reply, err := r.s.run(ctx, call)
+	if err != nil {
 		return 0, err
 	}
-	if err := errors.Join(add.Err(), drop.Err(), count.Err()); err != nil {
-		return 0, failure(err)
-	}
-	return max(1, int(count.Val())), nil
+	return int(reply.num(0)), nil
 }
 
 // lease asks for shards and returns those that are held, with the group's cursor
