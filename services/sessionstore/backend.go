@@ -53,7 +53,8 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 	store, err := redis.New(ctx, redis.Options{
 		URL: cfg.RedisURL, Access: cfg.RedisAccess, Timeout: cfg.RedisTimeout, Breakers: breakers, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
 		Retention: cfg.Retention, LeaseTTL: cfg.LeaseTTL, Clock: cfg.Clock, Tracer: tel.Tracer, Log: tel.Log, MayBeAway: cfg.Journals(),
-		Changed: b.changed, Lost: b.forgetLost, DataDir: cfg.DataDir,
+		RequireSafe: cfg.RequireSafeRedis,
+		Changed:     b.changed, Lost: b.forgetLost, DataDir: cfg.DataDir,
 	})
 	if err != nil {
 		return nil, err

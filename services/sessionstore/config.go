@@ -40,8 +40,10 @@ type Config struct {
 	RedisURL     string
 	RedisAccess  redis.Access
 	RedisTimeout time.Duration
-	Breaker      resilience.BreakerConfig
-	ReadFallback string
+	// RequireSafeRedis refuses a Redis whose settings endanger data.
+	RequireSafeRedis bool
+	Breaker          resilience.BreakerConfig
+	ReadFallback     string
 	// ReadCache is how old a session may be that is read without asking Redis; 0
 	// to ask always.
 	ReadCache time.Duration

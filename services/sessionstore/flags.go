@@ -41,6 +41,7 @@ func (c *Config) redisFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.RedisURL, "redis-url", "", redisURLHelp)
 	c.loginFlags(fs)
 	fs.DurationVar(&c.RedisTimeout, "redis-timeout", 250*time.Millisecond, "how long one Redis command may take")
+	fs.BoolVar(&c.RequireSafeRedis, "require-safe-redis", false, "refuse to start while settings of Redis endanger data (an eviction policy, no persistence, full coverage in a cluster) or cannot be checked; with a journal and Redis unreachable, calls are UNAVAILABLE until they pass")
 	fs.IntVar(&c.Breaker.Failures, "breaker-failures", 5, "failures in a row that open a circuit breaker; 1 to 1000")
 	fs.DurationVar(&c.Breaker.Delay, "breaker-delay", 30*time.Second, "how long an open circuit breaker waits before it lets probes through")
 	fs.IntVar(&c.Breaker.Successes, "breaker-successes", 3, "good probes that close a circuit breaker; 1 to 1000")

@@ -28,6 +28,9 @@ func (c *Config) ValidateStore() error {
 			bad("redis-url", `""`, "a URL: --storage redis needs it")
 		}
 	case StorageMemory:
+		if c.RequireSafeRedis {
+			bad("require-safe-redis", true, "false: the embedded store has no Redis")
+		}
 	default:
 		bad("storage", c.Storage, "redis or memory")
 	}

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	goredis "github.com/redis/go-redis/v9"
+
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
@@ -40,7 +42,7 @@ func (e *mismatchError) Error() string { return e.why }
 // caller who began it leaves.
 func (s *Store) admit(ctx context.Context) error {
 	done := s.checking.DoChan("", func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*s.opts.Timeout)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 4*s.opts.Timeout)
 		defer cancel()
 		err := s.check(ctx)
 		if lack := (*rightsError)(nil); errors.As(err, &lack) {
@@ -67,6 +69,14 @@ func (s *Store) check(ctx context.Context) error {
 	err := s.checkRights(ctx)
 	if err == nil {
 		err = s.checkMeta(ctx)
+		// What is wrong with a server explains its error replies. One that does not
+		// answer is not asked again.
+		var reply goredis.Error
+		if err == nil || errors.As(err, &reply) {
+			if unfit := s.checkServers(ctx); unfit != nil {
+				err = unfit
+			}
+		}
 	}
 	var mismatch *mismatchError
 	switch {

@@ -128,6 +128,14 @@ func (c *conn) lanes() []*lane {
 	return out
 }
 
+// nodeName returns the address of the server that a client of a lane leads to.
+func (c *conn) nodeName(client *goredis.Client) string {
+	if c.endpoint != nil {
+		return c.endpoint.current.Load().addr
+	}
+	return client.Options().Addr
+}
+
 // server returns that of an address of a cluster.
 func (c *conn) server(addr string) *server {
 	s, _ := c.servers.LoadOrStore(addr, &server{addr: addr})

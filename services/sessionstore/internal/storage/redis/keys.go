@@ -77,7 +77,7 @@ var kinds = [keyKinds]struct{ name, suffix string }{
 	keyByUser: {"by-user", "by-user"}, keyByProject: {"by-project", "by-project"},
 	keyFeed: {"feed", "feed"}, keyGroups: {"groups", "groups"}, keyReplayed: {"replayed", "replayed"}, keyHolds: {"holds", "holds"},
 	keyMarks: {"marks", "marks"},
-	keyMeta: {"meta", "meta"}, keyPolicies: {"policies", "policies"}, keyProjects: {"projects", "projects"},
+	keyMeta:  {"meta", "meta"}, keyPolicies: {"policies", "policies"}, keyProjects: {"projects", "projects"},
 }
 
 const (

@@ -37,6 +37,10 @@ type Options struct {
 	// is checked before the first operation that reaches it then, and if it was
 	// made otherwise, every operation and Status fail from there on.
 	MayBeAway bool
+	// RequireSafe refuses servers whose settings endanger data, or cannot be checked:
+	// New fails, and where it may succeed without Redis, operations are unavailable
+	// until the servers pass.
+	RequireSafe bool
 	// Breakers holds the circuit breakers; a registry with defaults where nil.
 	Breakers *resilience.Registry
 	// Shards is 1 to 1,024; default 64. It is written to Redis at the first
@@ -147,6 +151,7 @@ type Store struct {
 	lost  storage.LossRecord
 	// warnings are what endangers data or deadlines now.
 	warnings *storage.WarningBoard
+	safety   *safety
 	// dataFormat is the format of the data when it was last looked at.
 	dataFormat atomic.Pointer[string]
 
@@ -171,6 +176,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
 	}
 	_, s.untraced = opts.Tracer.(tracenoop.TracerProvider)
+	s.safety = newSafety(s)
 	s.holds.written = map[string]written{}
 	for n := range opts.Shards {
 		s.shards = append(s.shards, newShard(n))
@@ -192,7 +198,8 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		return nil, errors.Join(err, c.close())
 	}
 	err = s.check(ctx)
-	if opts.MayBeAway && errors.Is(err, storage.ErrUnavailable) {
+	var unsafe *unsafeError
+	if opts.MayBeAway && errors.Is(err, storage.ErrUnavailable) && !errors.As(err, &unsafe) {
 		err = nil // it is made later
 	}
 	if err != nil {
@@ -201,6 +208,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	s.work.Go(s.tail.run)
 	s.work.Go(s.watchAccess)
 	s.work.Go(s.runReapply)
+	s.work.Go(s.safety.run)
 	return s, nil
 }
 
@@ -209,6 +217,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 func (s *Store) switched(from, to string) {
 	s.opts.Log.Warn("moved to another Redis server", slog.String("from", from), slog.String("to", to))
 	s.tail.lost.Store(true)
+	s.safety.look()
 }
 
 func (s *Store) meta(ctx context.Context) (reply, error) {
