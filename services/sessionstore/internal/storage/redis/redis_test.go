@@ -32,16 +32,7 @@ const unit = 200 * time.Millisecond
 
 func open(t testing.TB, url string, change ...func(*redis.Options)) *redis.Store {
 	t.Helper()
-	o := storagetest.OptionsFor(unit)
-	opts := redis.Options{
-		URL: url, Timeout: 2 * time.Second, Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents,
-		SettleMax: o.SettleMax, Retention: o.Retention, LeaseTTL: 600 * time.Millisecond, Clock: time.Now,
-		Breakers: resilience.NewRegistry(resilience.BreakerConfig{Delay: 100 * time.Millisecond}, nil),
-	}
-	for _, c := range change {
-		c(&opts)
-	}
-	s, err := redis.New(t.Context(), opts)
+	s, err := redis.New(t.Context(), optionsFor(url, change...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,6 +42,20 @@ func open(t testing.TB, url string, change ...func(*redis.Options)) *redis.Store
 		}
 	})
 	return s
+}
+
+// optionsFor returns what open opens a store with.
+func optionsFor(url string, change ...func(*redis.Options)) redis.Options {
+	o := storagetest.OptionsFor(unit)
+	opts := redis.Options{
+		URL: url, Timeout: 2 * time.Second, Shards: storagetest.Shards, MaxEvents: storagetest.MaxEvents,
+		SettleMax: o.SettleMax, Retention: o.Retention, LeaseTTL: 600 * time.Millisecond, Clock: time.Now,
+		Breakers: resilience.NewRegistry(resilience.BreakerConfig{Delay: 100 * time.Millisecond}, nil),
+	}
+	for _, c := range change {
+		c(&opts)
+	}
+	return opts
 }
 
 // databases hands out the databases of one server, so that cases that run side
