@@ -235,6 +235,22 @@ func TestUnsafeRedisIsRefused(t *testing.T) {
 	}
 }
 
+// TestNewServerIsChecked: where the name moves to another server, that one is checked
+// at once and not a minute later.
+func TestNewServerIsChecked(t *testing.T) {
+	name := redistest.StartMovingName(t, 2, persistent...)
+	from, to := name.Servers[0], name.Servers[1]
+	setConfig(t, raw(t, from), "maxmemory-policy", "volatile-lru")
+	setConfig(t, raw(t, to), "maxmemory-policy", "allkeys-lru")
+	s := open(t, name.URL(), func(o *redis.Options) { o.Resolve = name.Resolve })
+	if m := warningOf(t, s, "eviction-policy", from.Addr); !strings.Contains(m, "volatile-lru") {
+		t.Errorf("at the start: %q", m)
+	}
+	name.Move(1)
+	awaitWarning(t, s, "eviction-policy", to.Addr, "allkeys-lru")
+	awaitNoWarning(t, s, "eviction-policy", from.Addr)
+}
+
 // TestUnsafeRedisIsUnavailable: a store that started without Redis uses it once its
 // settings are safe, and not before.
 func TestUnsafeRedisIsUnavailable(t *testing.T) {
