@@ -50,6 +50,8 @@ func TestOutageFlags(t *testing.T) {
 		"read cache, too long":      {[]string{redisURL, "--read-cache=1m"}, []string{"--read-cache: got 1m0s, want 0, or 10ms to 10s"}},
 		"read cache, embedded":      {[]string{"--read-cache=1s"}, []string{"--read-cache: got 1s, want 0: the embedded store"}},
 		"journal without data-dir":  {[]string{redisURL, "--write-fallback=journal"}, []string{"--data-dir: got \"\", want a directory"}},
+		"safe redis":                {[]string{redisURL, "--require-safe-redis"}, nil},
+		"safe redis, embedded":      {[]string{"--require-safe-redis"}, []string{"--require-safe-redis: got true, want false: the embedded store"}},
 		"unknown": {
 			[]string{redisURL, "--read-fallback=journal", "--write-fallback=stale"},
 			[]string{"--read-fallback: got journal, want stale or fail_fast", "--write-fallback: got stale, want fail_fast or journal"},

@@ -81,7 +81,7 @@ func (Breaker_State) EnumDescriptor() ([]byte, []int) {
 type Breaker struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The operation class: read, write or stream.
+	// The operation class: read, write, free or stream.
 	Class string `protobuf:"bytes,2,opt,name=class,proto3" json:"class,omitempty"`
 	// The Redis node, host:port.
 	Node  string        `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
