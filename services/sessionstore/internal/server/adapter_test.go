@@ -359,5 +359,7 @@ func TestConformanceOverTheWire(t *testing.T) {
 		"replay/a request key stays with the session that has it": "the wire does not tell whether the session existed",
 		"replay/what was applied before is not applied again":     "the service assigns the id",
 		"replay/nothing is revived":                               "as above",
+		"replay/a create moves what an attempt has stored":        "as above",
+		"replay/a create moves what was changed since":            "as above",
 	})
 }

@@ -106,8 +106,10 @@ type Replay interface {
 	// never will be as it is:
 	//
 	//   - Create must store the session with the times that it carries, even when
-	//     its deadline has passed. A request key that stands for another session
-	//     by now stays with that one.
+	//     its deadline has passed. Where an attempt of the same creation has stored
+	//     it with other times, and it is live, its times must be moved by as much as
+	//     its create_time is off. A request key that stands for another session by
+	//     now stays with that one.
 	//   - Update must return ErrNotFound, ErrEnded and ErrConflict as Update does,
 	//     and set update_time to w.At. Its WriteID is what makes it the same again.
 	//   - End must set end_time to w.At, and change nothing where the session is

@@ -99,13 +99,14 @@ func (l *LossRecord) Span() time.Duration { return time.Duration(l.span.Load()) 
 
 // Sessions creates, reads and changes single sessions.
 type Sessions interface {
-	// Create must store the session with the id, the times and the policy it
-	// carries, revision 1, put it in every index, append session:created to its
-	// log and to the feed, and return what it stored. The same session id again
-	// is the same call, and must create nothing more. When requestKey is not
-	// empty and was used before for the same project and user, Create must
-	// change nothing and return the session made then with existed true, for as
-	// long as that session is there (whatever its state).
+	// Create must store the session with the id and the policy it carries, revision
+	// 1, created now by the clock that judges deadlines: all its times must be moved
+	// by as much as its create_time is off. It must put it in every index, append
+	// session:created to its log and to the feed, and return what it stored. The
+	// same session id again is the same call, and must create nothing more. When
+	// requestKey is not empty and was used before for the same project and user,
+	// Create must change nothing and return the session made then with existed true,
+	// for as long as that session is there (whatever its state).
 	Create(ctx context.Context, s *sessionv1.Session, requestKey string) (stored *sessionv1.Session, existed bool, err error)
 	// Get must return the session with its phase as of now, ErrNotFound when
 	// there is none. A session past its deadline must read as EXPIRED even

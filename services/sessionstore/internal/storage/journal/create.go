@@ -6,6 +6,7 @@ import (
 	"time"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
@@ -35,7 +36,9 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, key string) (
 			return created{sess, existed}, nil, err
 		}
 		return created{sess, false}, s.told(ctx, &storage.Write{
-			SessionID: in.GetId(), At: at, Create: &storage.CreateWrite{Session: in, RequestKey: key},
+			SessionID: in.GetId(), At: at,
+			// The times that the caller is told, which are those of the shadow.
+			Create: &storage.CreateWrite{Session: storage.CreatedAt(in, lifetime.Millis(sess.GetCreateTime())), RequestKey: key},
 		}), nil
 	})
 	if err == nil && key != "" {

@@ -41,6 +41,9 @@ func (s *Store) create(ctx context.Context, in *sessionv1.Session, requestKey st
 		request = "" // it stays with the session that has it
 	}
 	if made := sh.sessions[in.GetId()]; made != nil {
+		if m.replayed && sh.moves(made, in) {
+			return s.move(ctx, made, in, m)
+		}
 		existing := made.at(m.now)
 		sh.mu.Unlock()
 		return existing, false, s.settle(ctx, s.lastWrite())
@@ -49,11 +52,47 @@ func (s *Store) create(ctx context.Context, in *sessionv1.Session, requestKey st
 		sh.mu.Unlock()
 		return nil, false, s.settle(ctx, s.lastWrite())
 	}
+	if !m.replayed {
+		in = storage.CreatedAt(in, m.at)
+	}
 	x := newSession(in, request, m.now)
 	sh.enlist(x)
 	tx := s.begin(sh)
 	tx.put(x)
 	s.lifecycle(tx, x, storage.Lifecycle{Type: storage.TypeCreated, At: m.at, Cursor: m.told, Expire: x.state.Expire}, m.now)
+	view := x.view
+	return view, false, s.commit(ctx, tx)
+}
+
+// moves says whether a session has other times than its creation was accepted with:
+// an attempt whose reply was lost has stored it.
+func (sh *shard) moves(x *session, in *sessionv1.Session) bool {
+	return x.over == sessionv1.Session_PHASE_UNSPECIFIED && x.terms.Create != lifetime.Millis(in.GetCreateTime())
+}
+
+// move gives a live session the times that its creation was accepted with, and
+// unlocks its shard.
+func (s *Store) move(ctx context.Context, x *session, in *sessionv1.Session, m moment) (*sessionv1.Session, bool, error) {
+	sh := s.shardOf(in.GetId())
+	tx := s.begin(sh)
+	old, create := x.terms.Create, lifetime.Millis(in.GetCreateTime())
+	sh.unschedule(x)
+	if x.warned == x.state.Expire {
+		x.warned += create - old
+	}
+	x.terms = lifetime.NewTerms(create, x.view.GetTtlPolicy())
+	x.state.Expire += create - old
+	if x.state.LastActivity == old {
+		x.state.LastActivity = lifetime.Millis(in.GetLastActivityTime())
+	}
+	sh.schedule(x)
+	x.refresh(m.now, func(v *sessionv1.Session) {
+		v.CreateTime, v.CapTime = lifetime.Time(create), lifetime.Time(x.terms.Cap)
+		if lifetime.Millis(v.GetUpdateTime()) == old {
+			v.UpdateTime = in.GetUpdateTime()
+		}
+	})
+	tx.put(x)
 	view := x.view
 	return view, false, s.commit(ctx, tx)
 }

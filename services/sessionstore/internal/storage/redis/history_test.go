@@ -35,9 +35,7 @@ func TestHistoryAgreesWithItsReference(t *testing.T) {
 			Id: sessionid.New(0), Revision: 1, CreateTime: lifetime.Time(created), UpdateTime: lifetime.Time(created),
 			LastActivityTime: lifetime.Time(created), ExpireTime: lifetime.Time(state.Expire), TtlPolicy: p,
 		}
-		if _, _, err := s.Create(t.Context(), in, ""); err != nil {
-			t.Fatal(err)
-		}
+		createdThen(t, s, in)
 		most := rapid.SampledFrom([]int{2, 4, 2 * lifetime.MaxKinds}).Draw(t, "kinds")
 		kinds := rapid.Map(rapid.IntRange(0, most), func(i int) string {
 			if i == 0 {

@@ -32,6 +32,18 @@ func newSession(shard int, user string, base time.Duration) *sessionv1.Session {
 	}
 }
 
+// createdThen stores a session with the times that it carries.
+func createdThen(t interface {
+	Context() context.Context
+	Fatal(args ...any)
+}, s storage.Store, in *sessionv1.Session,
+) {
+	w := storage.Write{SessionID: in.GetId(), At: in.GetCreateTime().AsTime(), Create: &storage.CreateWrite{Session: in}}
+	if err := s.Replay(t.Context(), w); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func create(t testing.TB, s storage.Store, in *sessionv1.Session, request string) (string, bool) {
 	t.Helper()
 	out, existed, err := s.Create(t.Context(), in, request)

@@ -16,11 +16,12 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
-// A session's hash holds what never changes (pb: who and since when; pol: the
-// frozen policy, also spelled out as numbers for the scripts), what clients
-// change (lab, data), and what the scripts change, each in a field of its own,
-// so that extending a session moves none of its data.
-var sessionFields = []string{"pb", "pol", "lab", "data", "st", "exp", "ext", "act", "rev", "upd", "end", "why"}
+// A session's hash holds what never changes (pb: whose it is; pol: the frozen
+// policy, also spelled out as numbers for the scripts), what clients change (lab,
+// data), and what the scripts change, each in a field of its own, so that extending
+// a session moves none of its data. The time of its creation is crt; pb has the time
+// that the creation was sent with, as earlier versions read it.
+var sessionFields = []string{"pb", "pol", "lab", "data", "st", "exp", "ext", "act", "rev", "upd", "end", "why", "crt"}
 
 // Places among them.
 const (
@@ -28,7 +29,8 @@ const (
 	fieldExpire = 5
 )
 
-// hash spells a new session as fields and values.
+// hash spells a new session as fields and values. The times that a creation moves
+// come first, where create.lua expects them.
 func hash(in *sessionv1.Session, request string) ([]any, error) {
 	fixed := &sessionv1.Session{Id: in.GetId(), User: in.GetUser(), Project: in.GetProject(), CreateTime: in.GetCreateTime()}
 	pb, err1 := fixed.MarshalVT()
@@ -39,12 +41,12 @@ func hash(in *sessionv1.Session, request string) ([]any, error) {
 	}
 	t := lifetime.NewTerms(lifetime.Millis(in.GetCreateTime()), in.GetTtlPolicy())
 	out := []any{
+		"crt", t.Create, "exp", lifetime.Millis(in.GetExpireTime()), "act", lifetime.Millis(in.GetLastActivityTime()),
+		"upd", lifetime.Millis(in.GetUpdateTime()), "cap", t.Cap,
 		"pb", pb, "pol", pol, "lab", lab, "st", 0, "req", request,
-		"exp", lifetime.Millis(in.GetExpireTime()), "ext", in.GetExtensionCount(),
-		"act", lifetime.Millis(in.GetLastActivityTime()), "cause", 0,
-		"rev", max(1, in.GetRevision()), "upd", lifetime.Millis(in.GetUpdateTime()),
-		"crt", t.Create, "step", t.Extension, "max", t.Max, "below", t.ExtendBelow, "minint", t.MinInterval, "window", t.ActiveWindow,
-		"strategy", int(t.Strategy), "cap", t.Cap,
+		"ext", in.GetExtensionCount(), "cause", 0, "rev", max(1, in.GetRevision()),
+		"step", t.Extension, "max", t.Max, "below", t.ExtendBelow, "minint", t.MinInterval, "window", t.ActiveWindow,
+		"strategy", int(t.Strategy),
 		"pm", in.GetProject() + "\x00" + in.GetUser() + "\x00" + in.GetId(),
 	}
 	if in.GetUser() != "" {
@@ -112,8 +114,8 @@ func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
 		return nil, storage.ErrNotFound
 	}
 	m := &struct {
-		session                                sessionv1.Session
-		cap, expire, lastActivity, update, end timestamppb.Timestamp
+		session                                        sessionv1.Session
+		create, cap, expire, lastActivity, update, end timestamppb.Timestamp
 	}{} // one piece of memory
 	out := &m.session
 	if err := proto.Unmarshal([]byte(r[0]), out); err != nil {
@@ -132,7 +134,8 @@ func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
 			return nil, fmt.Errorf("stored data: %w", err)
 		}
 	}
-	t := lifetime.NewTerms(lifetime.Millis(out.GetCreateTime()), policy)
+	out.CreateTime = lifetime.SetTime(&m.create, number(r[12]))
+	t := lifetime.NewTerms(number(r[12]), policy)
 	st := lifetime.State{Expire: number(r[5]), Count: int32(number(r[6])), LastActivity: number(r[7])}
 	out.TtlPolicy, out.CapTime = policy, lifetime.SetTime(&m.cap, t.Cap)
 	out.ExpireTime, out.ExtensionCount, out.LastActivityTime = lifetime.SetTime(&m.expire, st.Expire), st.Count, lifetime.SetTime(&m.lastActivity, st.LastActivity)

@@ -12,7 +12,7 @@ import (
 
 // row is what the fields of a session hold, in the order of sessionFields. None
 // of those that matter is ever empty, so an empty one is one that is not there.
-type row [12]string
+type row [13]string
 
 var errReply = errors.New("malformed answer of Redis")
 

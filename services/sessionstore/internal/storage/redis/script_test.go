@@ -53,9 +53,7 @@ func TestExtendAgreesWithItsReference(t *testing.T) {
 			Id: sessionid.New(0), Revision: 1, CreateTime: lifetime.Time(created), UpdateTime: lifetime.Time(created),
 			LastActivityTime: lifetime.Time(created), ExpireTime: lifetime.Time(want.Expire), TtlPolicy: p,
 		}
-		if _, _, err := s.Create(t.Context(), in, ""); err != nil {
-			t.Fatal(err)
-		}
+		createdThen(t, s, in)
 		now := created
 		var items []storage.Activity
 		var outcomes []sessionv1.ExtendTTLResponse_Outcome

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
@@ -36,7 +37,7 @@ func sessionCases() []Case {
 			got, existed, err := fx.Store.Create(t.Context(), in, "")
 			ok(t, err)
 			equal(t, "existed", existed, false)
-			want, _ := proto.Clone(in).(*sessionv1.Session)
+			want, _ := proto.Clone(storage.CreatedAt(in, lifetime.Millis(got.GetCreateTime()))).(*sessionv1.Session)
 			want.Phase = sessionv1.Session_ACTIVE
 			same(t, "created", got, want)
 			same(t, "read back", fx.get(t, in.GetId()), want)

@@ -93,7 +93,7 @@ func Run(t *testing.T, factory Factory, skip map[string]string) {
 // Cases returns every case.
 func Cases() []Case {
 	var all []Case
-	for _, group := range [][]Case{sessionCases(), listCases(), ttlCases(), explainCases(), censusCases(), sweepCases(), eventCases(), feedCases(), policyCases(), replayCases(), holdCases(), repairCases()} {
+	for _, group := range [][]Case{sessionCases(), timeCases(), listCases(), ttlCases(), explainCases(), censusCases(), sweepCases(), eventCases(), feedCases(), policyCases(), replayCases(), holdCases(), repairCases()} {
 		all = append(all, group...)
 	}
 	return all
