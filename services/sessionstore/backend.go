@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync/atomic"
+	"time"
 
 	"github.com/livinguniverse/stoker/pkg/resilience"
 	"github.com/livinguniverse/stoker/pkg/telemetry"
@@ -21,6 +22,9 @@ import (
 type backend struct {
 	// Store is the outermost layer.
 	storage.Store
+	// now is the clock by which the store judges deadlines. Whatever is above it
+	// goes by that: a clock of its own would call live sessions expired.
+	now func() time.Time
 	// limits are those in front of Redis; nil with the embedded store.
 	limits server.Limiter
 	// near remembers sessions; nil where nothing does.
@@ -47,7 +51,7 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 		if err != nil {
 			return nil, err
 		}
-		return &backend{Store: store}, nil
+		return &backend{Store: store, now: cfg.Clock}, nil
 	}
 	b := &backend{}
 	store, err := redis.New(ctx, redis.Options{
@@ -59,7 +63,8 @@ func open(ctx context.Context, cfg Config, tel *telemetry.Telemetry, breakers *r
 	if err != nil {
 		return nil, err
 	}
-	guarded := resilient.New(store, resilient.Options{Clock: cfg.Clock})
+	b.now = store.Now
+	guarded := resilient.New(store, resilient.Options{Clock: b.now})
 	b.Store, b.limits = guarded, guarded
 	if err := b.fallbacks(cfg, tel, marks); err != nil { //nolint:contextcheck // recovery is not bounded by a caller
 		return nil, errors.Join(err, b.Close())
@@ -87,7 +92,7 @@ func (b *backend) fallbacks(cfg Config, tel *telemetry.Telemetry, marks *server.
 		return nil
 	}
 	near, err := fallback.New(b.Store, fallback.Options{
-		Clock: cfg.Clock, MaxSessions: cfg.NearCache, Stale: marks.Stale, Silent: cfg.ReadFallback != FallbackStale, Fresh: cfg.ReadCache,
+		Clock: b.now, MaxSessions: cfg.NearCache, Stale: marks.Stale, Silent: cfg.ReadFallback != FallbackStale, Fresh: cfg.ReadCache,
 	})
 	if err != nil {
 		return err

@@ -38,7 +38,7 @@ func (c *Config) checkJournal() []error {
 // state of a session that a write changes.
 func (b *backend) openJournal(cfg Config, tel *telemetry.Telemetry, marks *server.Marks) error {
 	j, err := journal.New(b.Store, journal.Options{
-		Dir: cfg.DataDir, Clock: cfg.Clock, Base: b.near.Base, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
+		Dir: cfg.DataDir, Clock: b.now, Base: b.near.Base, Shards: cfg.Shards, MaxEvents: cfg.MaxEvents, SettleMax: cfg.SettleMax,
 		Retention: cfg.Retention, MaxBytes: cfg.JournalBytes, Marked: marks.Journaled, Stale: marks.Stale, Log: tel.Log,
 	})
 	if err != nil {
@@ -50,7 +50,7 @@ func (b *backend) openJournal(cfg Config, tel *telemetry.Telemetry, marks *serve
 }
 
 // observeJournal registers what the journal tells of itself when it is read.
-func observeJournal(provider metric.MeterProvider, j *journal.Store) error {
+func observeJournal(provider metric.MeterProvider, j *journal.Store, now func() time.Time) error {
 	meter := provider.Meter(scope)
 	waiting, err1 := meter.Int64ObservableGauge("stoker_journal_writes", metric.WithDescription("Accepted writes that wait in the journal for the store."))
 	bytes, err2 := meter.Int64ObservableGauge("stoker_journal_bytes", metric.WithUnit("By"), metric.WithDescription("What they take on disk, about."))
@@ -66,7 +66,7 @@ func observeJournal(provider metric.MeterProvider, j *journal.Store) error {
 		o.ObserveInt64(letters, st.DeadLetters)
 		old, fails := 0.0, int64(0)
 		if !st.Oldest.IsZero() {
-			old = max(0, time.Since(st.Oldest).Seconds())
+			old = max(0, now().Sub(st.Oldest).Seconds())
 		}
 		if st.Err != nil {
 			fails = 1

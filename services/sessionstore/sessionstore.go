@@ -60,7 +60,7 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 		err = errors.Join(err, observeNearCache(tel.Meter, store.near))
 	}
 	if store.journal != nil {
-		err = errors.Join(err, observeJournal(tel.Meter, store.journal))
+		err = errors.Join(err, observeJournal(tel.Meter, store.journal, store.now))
 	}
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
@@ -68,11 +68,11 @@ func New(ctx context.Context, cfg Config, tel *telemetry.Telemetry) (*Service, e
 	stopping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Service{cfg: cfg, tel: tel, store: store, marks: marks, metrics: metrics, stop: stop}
 	s.rpc = server.New(server.Config{
-		Store: store.Store, Shards: cfg.Shards, Policy: cfg.policy(), Clock: cfg.Clock, Metrics: metrics, Stopping: stopping,
+		Store: store.Store, Shards: cfg.Shards, Policy: cfg.policy(), Clock: store.now, Metrics: metrics, Stopping: stopping,
 		Limits:       server.Limits{EventData: cfg.EventData, SessionData: cfg.SessionData, Labels: cfg.MaxLabels},
 		PollInterval: cfg.PollInterval, Heartbeat: cfg.Heartbeat,
 	})
-	s.admin = server.NewAdmin(store.Store, breakers, cfg.Clock())
+	s.admin = server.NewAdmin(store.Store, breakers, store.now())
 	s.admin.OnRepair = s.logRepair
 	if store.journal != nil {
 		s.admin.Journal = store.journal

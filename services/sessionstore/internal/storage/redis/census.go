@@ -26,7 +26,7 @@ func (s *Store) Census(ctx context.Context) (storage.Census, error) {
 			if err := s.usable(ctx); err != nil {
 				return out, err
 			}
-			begin := s.opts.Clock()
+			begin := s.clock.elapsed()
 			n, err := s.countPage(ctx, sh, from, &out)
 			if err != nil {
 				return out, err
@@ -34,7 +34,7 @@ func (s *Store) Census(ctx context.Context) (storage.Census, error) {
 			if n < censusPage {
 				break
 			}
-			if err := s.pause(ctx, censusShare*s.opts.Clock().Sub(begin)); err != nil {
+			if err := s.pause(ctx, censusShare*(s.clock.elapsed()-begin)); err != nil {
 				return out, err
 			}
 		}

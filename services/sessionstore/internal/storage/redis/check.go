@@ -69,6 +69,9 @@ func (s *Store) check(ctx context.Context) error {
 	err := s.checkRights(ctx)
 	if err == nil {
 		err = s.checkMeta(ctx)
+		if err == nil {
+			err = s.measureClock(ctx)
+		}
 		// What is wrong with a server explains its error replies. One that does not
 		// answer is not asked again.
 		var reply goredis.Error

@@ -35,7 +35,10 @@ end}
 `
 
 // SetClockByKey makes the scripts of a store tell the time by ClockKey.
-func (o *Options) SetClockByKey() { o.scriptHead = clockHead }
+func (o *Options) SetClockByKey() { o.scriptHead, o.ownClock = clockHead, true }
+
+// MeasureNoClock makes a store go by Options.Clock alone.
+func (o *Options) MeasureNoClock() { o.ownClock = true }
 
 // Bounds of what the batches of a lane may have under way: commands of a round
 // trip, and round trips.

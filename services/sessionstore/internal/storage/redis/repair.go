@@ -188,7 +188,7 @@ func (r *repair) scanServer(ctx context.Context, node *goredis.Client, cursor ui
 		if err := r.s.usable(ctx); err != nil {
 			return cursor, err
 		}
-		begin := r.s.opts.Clock()
+		begin := r.s.clock.elapsed()
 		keys, next, err := node.Scan(ctx, cursor, sessionKeys, scanPage).Result()
 		if err != nil {
 			return cursor, failure(err)
@@ -209,7 +209,7 @@ func (r *repair) scanServer(ctx context.Context, node *goredis.Client, cursor ui
 			return cursor, nil
 		}
 		if r.q.Budget > 0 {
-			if err := r.s.pause(ctx, censusShare*r.s.opts.Clock().Sub(begin)); err != nil {
+			if err := r.s.pause(ctx, censusShare*(r.s.clock.elapsed()-begin)); err != nil {
 				return cursor, err
 			}
 		}

@@ -264,6 +264,7 @@ func TestHoldsAreCheap(t *testing.T) {
 	s := open(t, server.URL(), func(o *redis.Options) {
 		o.SettleMax = 10 * time.Minute
 		o.Clock = func() time.Time { return now }
+		o.MeasureNoClock()
 	})
 	client := raw(t, server)
 	stored := func() string { return client.HGet(t.Context(), "stoker:{s3}:holds", "me").Val() }

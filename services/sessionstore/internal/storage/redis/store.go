@@ -58,8 +58,8 @@ type Options struct {
 	LeaseTTL time.Duration
 	// Resolve returns the addresses of a host name; those of the system where nil.
 	Resolve func(ctx context.Context, host string) ([]string, error)
-	// Clock tells the time for phases; required. Deadlines are enforced by the
-	// clock of Redis; the two must agree as well as NTP makes them.
+	// Clock is the process's own clock; required. The store asks Redis for the time,
+	// which Now returns, and warns where Clock differs from it.
 	Clock func() time.Time
 	// Changed is told the id of a session whenever the feed has something of it,
 	// whoever wrote that; nobody where nil. It must not block.
@@ -76,11 +76,12 @@ type Options struct {
 	// Log tells of a feed that cannot be read; nothing where nil.
 	Log *slog.Logger
 
-	// scriptHead goes in front of every script; empty but in tests, which set
-	// the clock there.
+	// scriptHead goes in front of every script; empty but in tests, which change
+	// the clock there. With ownClock, of tests too, Clock is right as it is.
 	scriptHead string
 	// checkEvery is checkInterval where 0; tests set it.
 	checkEvery time.Duration
+	ownClock   bool
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -126,6 +127,7 @@ func (o Options) withDefaults() (Options, error) {
 // Store implements storage.Store on Redis.
 type Store struct {
 	opts     Options
+	clock    *clock
 	conn     *conn
 	scripts  *scripts
 	shards   []*shard
@@ -150,8 +152,9 @@ type Store struct {
 	epoch atomic.Pointer[string]
 	lost  storage.LossRecord
 	// warnings are what endangers data or deadlines now.
-	warnings *storage.WarningBoard
-	safety   *safety
+	warnings    *storage.WarningBoard
+	safety      *safety
+	clockReport clockReport
 	// dataFormat is the format of the data when it was last looked at.
 	dataFormat atomic.Pointer[string]
 
@@ -171,8 +174,9 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	clock := newClock(opts.Clock)
 	s := &Store{
-		opts: opts, closed: make(chan struct{}), warnings: storage.NewWarningBoard(opts.Log, opts.Clock),
+		opts: opts, clock: clock, closed: make(chan struct{}), warnings: storage.NewWarningBoard(opts.Log, clock.now),
 		tracer: opts.Tracer.Tracer("github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"),
 	}
 	_, s.untraced = opts.Tracer.(tracenoop.TracerProvider)
@@ -209,6 +213,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	s.work.Go(s.watchAccess)
 	s.work.Go(s.runReapply)
 	s.work.Go(s.safety.run)
+	s.work.Go(s.followClock)
 	return s, nil
 }
 
@@ -247,6 +252,9 @@ func (s *Store) Status(ctx context.Context) storage.Status {
 	st.Losses, st.LastLoss = s.lost.Get()
 	st.LossSpan = s.lost.Span()
 	st.Warnings = s.warnings.List()
+	if d, ok := s.clock.difference(); ok {
+		st.ClockDifference = &d
+	}
 	if found := s.dataFormat.Load(); found != nil {
 		st.Format = *found
 	}
@@ -322,8 +330,6 @@ func (s *Store) open(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
-
-func (s *Store) now() int64 { return s.opts.Clock().UnixMilli() }
 
 func (s *Store) shardOf(id string) *shard {
 	n, ok := sessionid.Shard(id, len(s.shards))
