@@ -1,7 +1,9 @@
 package redis
 
 import (
+	"context"
 	"strings"
+	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 )
@@ -36,6 +38,65 @@ end}
 
 // SetClockByKey makes the scripts of a store tell the time by ClockKey.
 func (o *Options) SetClockByKey() { o.scriptHead, o.ownClock = clockHead, true }
+
+// OffsetKey holds by how much the clock of the scripts of a store opened with
+// SetClockOffsetByKey is ahead, in ms; a single server only.
+const OffsetKey = "test-clock-offset"
+
+// SetClockOffsetByKey makes the scripts of a store tell the time as a server whose
+// clock is off would. ShiftTime does the same for TIME.
+func (o *Options) SetClockOffsetByKey() {
+	o.scriptHead = `
+local server = redis
+local redis = {call = function(...)
+  if ... ~= 'TIME' then return server.call(...) end
+  local t = server.call('TIME')
+  return {string.format('%.0f', t[1] + tonumber(server.call('GET', '` + OffsetKey + `') or '0') / 1000), t[2]}
+end}
+`
+}
+
+// ShiftTime changes what the servers of a store reply to TIME, by their addresses. It
+// is called for each attempt.
+func ShiftTime(s *Store, by func(addr string) time.Duration) error {
+	servers, err := s.conn.read.servers(context.Background())
+	for _, node := range servers {
+		node.AddHook(shiftHook(func() time.Duration { return by(node.Options().Addr) }))
+	}
+	return err
+}
+
+type shiftHook func() time.Duration
+
+func (shiftHook) DialHook(next goredis.DialHook) goredis.DialHook { return next }
+
+func (shiftHook) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
+	return next
+}
+
+func (by shiftHook) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
+	return func(ctx context.Context, cmd goredis.Cmder) error {
+		at, ok := cmd.(*goredis.TimeCmd)
+		if !ok {
+			return next(ctx, cmd)
+		}
+		off := by()
+		err := next(ctx, cmd)
+		if err == nil {
+			at.SetVal(at.Val().Add(off))
+		}
+		return err
+	}
+}
+
+// ClockServer is the address of the server by which a store sets its clock.
+func ClockServer(s *Store) (string, error) {
+	node, err := s.clockServer(context.Background())
+	if err != nil {
+		return "", err
+	}
+	return node.Options().Addr, nil
+}
 
 // MeasureNoClock makes a store go by Options.Clock alone.
 func (o *Options) MeasureNoClock() { o.ownClock = true }
