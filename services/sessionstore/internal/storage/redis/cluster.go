@@ -245,15 +245,13 @@ func (g *guard) restore(breakers *resilience.Registry, class, addr string) {
 
 // probeNodes calls the nodes whose breaker is due for a probe.
 func (c *conn) probeNodes(ctx context.Context) {
-	for _, l := range []*lane{c.read, c.stream} {
+	for _, l := range c.lanes() {
 		l.guards.Range(func(key, value any) bool {
 			g, _ := value.(*guard)
 			node, ok := l.nodes.Load(key)
 			client, isClient := node.(*goredis.Client)
-			for st := g.breaker.Load().Status(); ok && isClient && (st.ProbeDue || st.State == resilience.HalfOpen); st = g.breaker.Load().Status() {
-				if client.Ping(ctx).Err() != nil {
-					break
-				}
+			if ok && isClient {
+				g.probe(func() error { return client.Process(ctx, l.probeCommand(ctx)) })
 			}
 			return ctx.Err() == nil
 		})

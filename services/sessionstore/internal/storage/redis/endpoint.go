@@ -202,9 +202,17 @@ func (e *endpoint) watch(ctx context.Context) {
 	}
 }
 
-// probe asks the current server for its role, by a call like any other: it is what
-// closes the breaker of a server that nobody reads from meanwhile.
+// probe asks the current server for its role. Where a breaker is due for a probe it is
+// one, so that the breaker of a server that nobody calls is closed as well; else it does
+// not count, as it would open a breaker that no call has met.
 func (e *endpoint) probe(ctx context.Context) {
+	for _, l := range e.conn.lanes() {
+		l.single.probe(func() error { return l.client.Process(ctx, l.probeCommand(ctx)) })
+	}
+	if e.conn.read.single.breaker.Load().Status().State != resilience.Closed {
+		return
+	}
+	ctx = context.WithValue(ctx, guarded{}, true)
 	cmd := goredis.NewCmd(ctx, "role")
 	if e.norole.Load() {
 		cmd = goredis.NewCmd(ctx, "ping")

@@ -14,6 +14,7 @@ var runsWhenFull = map[string]bool{
 	"ack": true, "join": true, "lease": true, "beat": true, "extend": true,
 	"hold": true, // its release lets sweeps go on
 	"meta": true, // a store begins with it
+	"mark": true, // a sweep begins with it
 }
 
 // allowFull is the first line of these scripts. Since Redis 7.0 it makes the server

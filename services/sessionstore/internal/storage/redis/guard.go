@@ -90,6 +90,30 @@ func (g *guard) attempt(ctx context.Context, trip func(ctx context.Context) (res
 	return trip(ctx)
 }
 
+// probeCommand returns a command that changes nothing, and that a server refuses when
+// it refuses the calls of the lane: a script that may write is refused by a replica, and
+// one without allow-oom when memory is full.
+func (l *lane) probeCommand(ctx context.Context) *goredis.Cmd {
+	switch l.class {
+	case ClassWrite:
+		return goredis.NewCmd(ctx, "eval", "#!lua\nreturn 1", 0)
+	case ClassFree:
+		return goredis.NewCmd(ctx, "eval", allowFull+"return 1", 0)
+	default:
+		return goredis.NewCmd(ctx, "ping")
+	}
+}
+
+// probe makes the calls that close a breaker which is due for them.
+func (g *guard) probe(call func() error) {
+	for {
+		st := g.breaker.Load().Status()
+		if !st.ProbeDue && st.State != resilience.HalfOpen || call() != nil {
+			return
+		}
+	}
+}
+
 // DialHook leaves dialing alone: it happens inside a round trip.
 func (g *guard) DialHook(next goredis.DialHook) goredis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -218,12 +219,14 @@ func TestTLS(t *testing.T) {
 		"another authority":       {func(a *redis.Access) { a.TLSCA = foreign.File }, "certificate signed by unknown authority"},
 		"the address as name":     {func(a *redis.Access) { a.TLSServerName = "" }, "cannot validate certificate for 127.0.0.1"},
 		"another name":            {func(a *redis.Access) { a.TLSServerName = "other.test" }, "not other.test"},
-		"no certificate":          {func(a *redis.Access) { a.TLSCert, a.TLSKey = "", "" }, "tls: certificate required"},
-		"a stranger's":            {func(a *redis.Access) { a.TLSCert, a.TLSKey = stranger.CertFile, stranger.KeyFile }, "remote error: tls: "},
+		"no certificate":          {func(a *redis.Access) { a.TLSCert, a.TLSKey = "", "" }, "tls: certificate required|reset by peer|broken pipe"},
+		"a stranger's":            {func(a *redis.Access) { a.TLSCert, a.TLSKey = stranger.CertFile, stranger.KeyFile }, "remote error: tls: |reset by peer|broken pipe"},
 	} {
 		files := right
 		c.change(&files)
-		if _, err := overTLS(t, server, files); err == nil || !strings.Contains(err.Error(), c.want) {
+		// A server that refuses a client's certificate closes the connection, which may
+		// be seen before the reason.
+		if _, err := overTLS(t, server, files); err == nil || !regexp.MustCompile(c.want).MatchString(err.Error()) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}

@@ -234,3 +234,30 @@ func TestClosedIdleConnections(t *testing.T) {
 		}
 	}
 }
+
+// TestBreakersCloseWithoutCalls: after an outage, the breakers of every class close
+// though nobody calls.
+func TestBreakersCloseWithoutCalls(t *testing.T) {
+	server := redistest.Start(t)
+	s, breakers := guarded(t, server.URL(), 250*time.Millisecond, 200*time.Millisecond)
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	id := newSession(1, "ann", time.Hour).GetId()
+	storagetest.Until(t, "every breaker is open", func() bool {
+		_, _ = s.Get(t.Context(), id)
+		_, _ = s.Append(t.Context(), id, []*sessionv1.Event{{Id: "e", Type: "input:text"}})
+		_, _ = s.Extend(t.Context(), []storage.Activity{{SessionID: id}})
+		open := 0
+		for _, b := range breakers.List() {
+			if b.Trips > 0 {
+				open++
+			}
+		}
+		return open == 4
+	})
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	storagetest.Until(t, "every breaker is closed", func() bool { return !breakers.Degraded() })
+}
