@@ -114,13 +114,11 @@ func (s *Store) WatchWrites(h goredis.Hook) {
 	s.conn.free.client.AddHook(h)
 }
 
-// ScriptNames are the names of the store's scripts by their SHA-1, and by
-// MonitoredText of their text.
-
 // WatchReads has a hook see every round trip of the read lane.
 func (s *Store) WatchReads(h goredis.Hook) { s.conn.read.client.AddHook(h) }
 
-// ScriptNames are the names of the store's scripts by their SHA-1.
+// ScriptNames are the names of the store's scripts by their SHA-1, and by
+// MonitoredText of their text.
 func (s *Store) ScriptNames() map[string]string {
 	out := map[string]string{}
 	for _, sc := range s.scripts.byName() {

@@ -110,7 +110,7 @@ func (s *Store) pageAhead(ctx context.Context, sh *shard, q storage.EventQuery, 
 		return page, nil
 	}
 	last := goredis.NewXMessageSliceCmd(ctx, "xrevrange", sh.events(q.SessionID), "+", "-", "count", 1)
-	holds := goredis.NewStringSliceCmd(ctx, "hvals", sh.holds())
+	holds := goredis.NewMapStringStringCmd(ctx, "hgetall", sh.holds())
 	if err := s.conn.read.pipeline(ctx, last, holds); err != nil {
 		return storage.EventPage{}, err
 	}

@@ -164,6 +164,7 @@ func (t *tail) follow(ctx context.Context) error {
 func (t *tail) doubtShard(n int) {
 	if !t.doubt[n] {
 		t.doubt[n] = true
+		t.s.places.forget() // by a new connection another server may answer
 		t.wakeShard(n)
 	}
 }
