@@ -238,4 +238,7 @@ func exerciseScripts(t testing.TB, s *redis.Store, client *goredis.Client) {
 	if r, err := s.Repair(t.Context(), storage.RepairQuery{}); err != nil || !r.Done || r.Restored == 0 || r.Dropped == 0 {
 		t.Fatalf("repairing %s: %+v, %v", id, r, err)
 	}
+	if err := s.MarkGap(t.Context(), id, 1); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -169,7 +169,7 @@ func (s *Store) page(ctx context.Context, sh *shard, q storage.EventQuery, after
 	if err != nil {
 		return storage.EventPage{}, err
 	}
-	page, err := decodePage(q, after, log.Val(), st, state.Val()[1])
+	page, err := decodePage(q, after, log.Val(), st, state.Val())
 	switch {
 	case err != nil, q.Tail > 0:
 	case place != nil && len(place.Val()) == 0 && !page.Truncated:
@@ -198,7 +198,7 @@ func stateOf(state *goredis.SliceCmd, x ending, ended bool) (string, error) {
 }
 
 func (s *Store) pageCommands(ctx context.Context, sh *shard, q storage.EventQuery, after storage.Cursor) (*goredis.SliceCmd, *goredis.XMessageSliceCmd) {
-	state := goredis.NewSliceCmd(ctx, "hmget", sh.session(q.SessionID), "st", "trim")
+	state := goredis.NewSliceCmd(ctx, "hmget", sh.session(q.SessionID), "st", "trim", "gap")
 	if q.Tail > 0 {
 		return state, goredis.NewXMessageSliceCmd(ctx, "xrevrange", sh.events(q.SessionID), "+", "-", "count", q.Tail)
 	}
@@ -224,7 +224,7 @@ func (s *Store) pageOnTheMove(ctx context.Context, sh *shard, q storage.EventQue
 	return nil, nil, fmt.Errorf("%w: the log is trimmed faster than it can be read", storage.ErrUnavailable)
 }
 
-func decodePage(q storage.EventQuery, after storage.Cursor, entries []goredis.XMessage, st string, trim any) (storage.EventPage, error) {
+func decodePage(q storage.EventQuery, after storage.Cursor, entries []goredis.XMessage, st string, state []any) (storage.EventPage, error) {
 	page := storage.EventPage{Next: spell(after)}
 	if q.Tail > 0 {
 		for i, j := 0, len(entries)-1; i < j; i, j = i+1, j-1 {
@@ -234,7 +234,7 @@ func decodePage(q storage.EventQuery, after storage.Cursor, entries []goredis.XM
 		if page.More = len(entries) > q.Limit; page.More {
 			entries = entries[:q.Limit]
 		}
-		if text, ok := trim.(string); ok {
+		if text, ok := state[1].(string); ok {
 			trimmed, err := storage.ParseCursor("trim", text)
 			page.Truncated = err == nil && after.Compare(trimmed) < 0
 		}
@@ -247,6 +247,7 @@ func decodePage(q storage.EventQuery, after storage.Cursor, entries []goredis.XM
 		page.Events = append(page.Events, storage.WithCursor(e, m.ID))
 		page.Next = m.ID
 	}
+	page.Truncated = page.Truncated || q.Tail == 0 && len(entries) > 0 && crossesGap(state[2], after, page.Next)
 	page.Over = st != "0" && !page.More
 	return page, nil
 }

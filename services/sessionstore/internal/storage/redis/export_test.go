@@ -160,3 +160,9 @@ const MarksMost = marksMost
 
 // Seen is the time of the last entry of a shard's feed that the store has seen.
 func (s *Store) Seen(shard int) int64 { return s.tail.seen[shard].Load() }
+
+// MarkGap marks a session as one that has lost events.
+func (s *Store) MarkGap(ctx context.Context, id string, from int64) error {
+	_, err := s.run(ctx, s.scripts.gap.on(s.shardOf(id), id, from))
+	return err
+}

@@ -35,7 +35,10 @@ type reader struct {
 	// delivered is how far each shard was handed out, also after its lease was
 	// lost: what was delivered may still be acknowledged.
 	delivered map[int]storage.Cursor
-	turn      int
+	// back is from where a shard is read again whose feed has lost entries: new ones
+	// may come before what was delivered.
+	back map[int]storage.Cursor
+	turn int
 }
 
 // OpenFeed joins a group and takes the leases that are free.
@@ -51,7 +54,7 @@ func (s *Store) OpenFeed(ctx context.Context, group, consumer string) (storage.F
 	r := &reader{
 		s: s, group: group, consumer: consumer, nonce: hex.EncodeToString(nonce[:]),
 		signal: make(chan struct{}, 1), done: make(chan struct{}),
-		news: map[int]bool{}, delivered: map[int]storage.Cursor{},
+		news: map[int]bool{}, delivered: map[int]storage.Cursor{}, back: map[int]storage.Cursor{},
 	}
 	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.tail.join(r)
@@ -96,6 +99,7 @@ func (r *reader) assign(held []int, started map[int]storage.Cursor, opening bool
 	for n, at := range started {
 		r.delivered[n] = at
 		r.news[n] = true
+		delete(r.back, n)
 	}
 	if opening || !slices.Equal(r.shards, held) {
 		r.shards, r.changed = held, true
@@ -118,6 +122,37 @@ func (r *reader) dirty(n int) {
 		r.news[n] = true
 		r.wake()
 	}
+}
+
+// rewind reads a shard, or all where that is negative, again from a place on.
+func (r *reader) rewind(shard int, to storage.Cursor) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for n, at := range r.delivered {
+		if (shard < 0 || n == shard) && to.Compare(at) < 0 {
+			r.back[n] = to
+			r.news[n] = true
+		}
+	}
+	r.wake()
+}
+
+// advance notes that an entry of a shard was delivered. The caller holds r.mu.
+func (r *reader) advance(n int, to storage.Cursor) {
+	if _, again := r.back[n]; again && to.Compare(r.delivered[n]) <= 0 {
+		r.back[n] = to
+		return
+	}
+	delete(r.back, n)
+	r.delivered[n] = to
+}
+
+// place is from where a shard is read on. The caller holds r.mu.
+func (r *reader) place(n int) storage.Cursor {
+	if at, again := r.back[n]; again {
+		return at
+	}
+	return r.delivered[n]
 }
 
 func (r *reader) dirtyAll() {
@@ -178,7 +213,7 @@ func (r *reader) take(ctx context.Context, limit int) (storage.FeedBatch, error)
 	}
 	from := make([]storage.Cursor, len(look))
 	for i, n := range look {
-		from[i] = r.delivered[n]
+		from[i] = r.place(n)
 	}
 	r.mu.Unlock()
 	if len(look) == 0 {
@@ -209,7 +244,7 @@ func (r *reader) take(ctx context.Context, limit int) (storage.FeedBatch, error)
 			r.news[n] = true
 			r.wake()
 		}
-		if r.delivered[n] != from[i] || !slices.Contains(r.shards, n) {
+		if r.place(n) != from[i] || !slices.Contains(r.shards, n) {
 			continue // the lease changed hands meanwhile
 		}
 		for _, m := range cmds[i].Val() {
@@ -218,7 +253,8 @@ func (r *reader) take(ctx context.Context, limit int) (storage.FeedBatch, error)
 				return b, err
 			}
 			b.Entries = append(b.Entries, e)
-			r.delivered[n], _ = storage.ParseCursor("feed", m.ID)
+			at, _ := storage.ParseCursor("feed", m.ID)
+			r.advance(n, at)
 		}
 	}
 	if len(b.Entries) == 0 && !b.Changed {
@@ -243,12 +279,16 @@ func (r *reader) Ack(ctx context.Context, acks []storage.FeedAck) error {
 		}
 		r.mu.Lock()
 		delivered, ok := r.delivered[a.Shard]
+		place := r.place(a.Shard)
 		r.mu.Unlock()
 		if !ok {
 			return &storage.InvalidError{Field: "acks.shard", Want: "a shard that this stream delivered"}
 		}
 		if at.Compare(delivered) > 0 {
 			return &storage.InvalidError{Field: "acks.cursor", Value: storage.Shorten(a.Cursor), Want: "a cursor that this stream delivered"}
+		}
+		if place.Compare(at) < 0 {
+			at = place // what came after was lost, and what comes after is not delivered yet
 		}
 		calls = append(calls, r.s.scripts.ack.on(r.s.shards[a.Shard], "", r.group, at.String()))
 	}

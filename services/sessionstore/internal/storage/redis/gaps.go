@@ -72,3 +72,20 @@ func (g gap) before() storage.Cursor {
 	}
 	return storage.Cursor{Millis: g.from - 1, Seq: math.MaxUint64}
 }
+
+// crossesGap returns whether a session has lost events between two cursors, by the
+// field of its record that says after which times.
+func crossesGap(field any, after storage.Cursor, next string) bool {
+	text, _ := field.(string)
+	if text == "" {
+		return false
+	}
+	end, err := storage.ParseCursor("next", next)
+	for from := range strings.FieldsSeq(text) {
+		ms, failed := strconv.ParseInt(from, 10, 64)
+		if err == nil && failed == nil && after.Millis <= ms && end.Millis > ms {
+			return true
+		}
+	}
+	return false
+}

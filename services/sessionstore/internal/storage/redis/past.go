@@ -301,6 +301,7 @@ func (p *past) announce(ctx context.Context, lost []loss) {
 			span = max(span, l.span)
 		}
 		l.tl.own = max(l.tl.own, l.to)
+		p.s.markGaps(l)
 	}
 	now := p.s.opts.Clock()
 	if since := now.Sub(p.lastEvent); len(fresh) > 0 && (len(p.distinct()) == 1 || since < 0 || since > eventSpan) {

@@ -89,7 +89,7 @@ func (s *Store) pageWithout(ctx context.Context, sh *shard, q storage.EventQuery
 	if err != nil {
 		return storage.EventPage{}, err
 	}
-	out, err := decodePage(q, from, log.Val(), st, state.Val()[1])
+	out, err := decodePage(q, from, log.Val(), st, state.Val())
 	if err != nil {
 		return storage.EventPage{}, err
 	}

@@ -2,6 +2,7 @@ package redis_test
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
@@ -202,4 +204,105 @@ func TestTruncatedLogIsNoLoss(t *testing.T) {
 	if p := page(t, s, id, cursors[5], 0); p.Truncated || len(p.Events) != storagetest.MaxEvents-1 {
 		t.Errorf("at the first: truncated %v, %d events", p.Truncated, len(p.Events))
 	}
+}
+
+// TestReaderBehindALoss: a reader that had not come as far as the lost events, and one
+// that begins, are told where these are missing, in sessions that have lost any.
+func TestReaderBehindALoss(t *testing.T) {
+	o := setBack(t)
+	restore(t, o.server)
+	detected(t, o.a, 1)
+	detected(t, o.b, 1)
+	storagetest.Until(t, "the session is marked", func() bool {
+		time.Sleep(5 * time.Millisecond) // the pace of the attempts
+		return o.client.HExists(context.Background(), "stoker:{s1}:session:"+o.live, "gap").Val()
+	})
+	third := open(t, o.server.URL())
+	for name, s := range map[string]*redis.Store{"a": o.a, "third": third} {
+		if p := page(t, s, o.live, o.cursors["kept"], 0); p.Truncated {
+			t.Errorf("%s: with nothing after the loss: %+v", name, p)
+		}
+	}
+	o.append(t, o.live, "new")
+	other := sessionOn(t, o.a, 1) // has lost nothing
+	first := page(t, o.a, other, "0", 0).Next
+	if _, err := o.a.Append(t.Context(), other, []*sessionv1.Event{{Id: "new", Type: "input:text"}}); err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]*redis.Store{"a": o.a, "third": third} {
+		for range 2 {
+			if p := page(t, s, o.live, o.cursors["kept"], 0); !p.Truncated || len(p.Events) != 1 {
+				t.Errorf("%s: behind the loss: %+v", name, p)
+			}
+			if p := page(t, s, o.live, "0", 0); !p.Truncated || len(p.Events) != 3 {
+				t.Errorf("%s: from the beginning: %+v", name, p)
+			}
+		}
+		if p := page(t, s, o.live, o.cursors["new"], 0); p.Truncated {
+			t.Errorf("%s: past the loss: %+v", name, p)
+		}
+		if p := page(t, s, other, first, 0); p.Truncated || len(p.Events) != 1 {
+			t.Errorf("%s: a session that has lost nothing: %+v", name, p)
+		}
+	}
+}
+
+// TestFeedAfterALoss: a reader of the feed goes on where the feed has lost entries, also
+// with new ones that come before those it was given, as from a server whose clock is
+// behind, and an acknowledgement of what was lost skips none.
+func TestFeedAfterALoss(t *testing.T) {
+	server := redistest.Start(t)
+	client := raw(t, server)
+	s, _ := sweeping(t, server.URL())
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	r, err := s.OpenFeed(ctx, "g", "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	next := func(want string) *sessionv1.FeedEntry {
+		t.Helper()
+		for {
+			b, err := r.Next(ctx, 10)
+			if err != nil && !errors.Is(err, storage.ErrUnavailable) {
+				t.Fatal(err)
+			}
+			for _, e := range b.Entries {
+				if e.GetSessionId() == want {
+					return e
+				}
+			}
+		}
+	}
+	next(sessionOn(t, s, 1))
+	marked(t, client, 1)
+	save(t, client)
+	marked(t, client, 1)
+	lost := next(sessionOn(t, s, 1))
+	restore(t, server)
+	detected(t, s, 1)
+	at, err := storage.ParseCursor("c", lost.GetCursor())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Ack(ctx, []storage.FeedAck{{Shard: 1, Cursor: lost.GetCursor()}}); err != nil {
+		t.Error("acknowledging what was lost:", err)
+	}
+	early := sessionid.New(1)
+	add := &goredis.XAddArgs{
+		Stream: "stoker:{s1}:feed", ID: storage.Cursor{Millis: at.Millis - 1, Seq: 7}.String(),
+		Values: []string{"s", early, "L", storage.TypeExpiring, "n", "1"},
+	}
+	if err := client.XAdd(ctx, add).Err(); err != nil {
+		t.Fatal(err)
+	}
+	e := next(early)
+	if err := r.Ack(ctx, []storage.FeedAck{{Shard: 1, Cursor: e.GetCursor()}}); err != nil {
+		t.Error(err)
+	}
+	if got := client.HGet(ctx, "stoker:{s1}:groups", "g").Val(); got != e.GetCursor() {
+		t.Errorf("acknowledged up to %s, want %s", got, e.GetCursor())
+	}
+	next(sessionOn(t, s, 1))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,10 @@ type reapply struct {
 	// from is since when endings are to be applied, in Unix milliseconds; 0 for none.
 	from   atomic.Int64
 	signal chan struct{}
+
+	mu sync.Mutex
+	// gaps are the sessions that have lost events, and after which time.
+	gaps map[string]int64
 }
 
 const reapplyPause = 200 * time.Millisecond
@@ -40,6 +45,53 @@ func (s *Store) reapplyEndings(from int64) {
 	}
 }
 
+// markGaps makes readers of the shards that have lost data read on from where it was
+// lost, and asks for the sessions that are known to have lost events to be marked.
+func (s *Store) markGaps(l loss) {
+	shard := -1
+	if s.conn.cluster {
+		shard = l.tl.sh.n
+	}
+	s.tail.rewind(shard, l.before())
+	if l.all {
+		return
+	}
+	s.again.mu.Lock()
+	defer s.again.mu.Unlock()
+	if s.again.gaps == nil {
+		s.again.gaps = map[string]int64{}
+	}
+	for id := range s.tail.recent.between(shard, l.gap) {
+		s.again.gaps[id] = l.from
+	}
+}
+
+// applyGaps marks sessions that have lost events, for readers that had not come as far
+// as those.
+func (s *Store) applyGaps(ctx context.Context) error {
+	s.again.mu.Lock()
+	gaps := s.again.gaps
+	s.again.gaps = nil
+	s.again.mu.Unlock()
+	var calls []invocation
+	for id, from := range gaps {
+		if sh := s.shardOf(id); sh != nil {
+			calls = append(calls, s.scripts.gap.on(sh, id, from))
+		}
+	}
+	_, errs := s.runEach(ctx, "gap", calls)
+	err := errors.Join(errs...)
+	if !errors.Is(err, storage.ErrUnavailable) {
+		return nil
+	}
+	s.again.mu.Lock()
+	defer s.again.mu.Unlock()
+	if s.again.gaps == nil { // else a later loss has come meanwhile
+		s.again.gaps = gaps
+	}
+	return err
+}
+
 // runReapply applies endings whenever it is asked for, until the store is closed.
 func (s *Store) runReapply() {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -59,7 +111,7 @@ func (s *Store) runReapply() {
 			if n > 0 {
 				s.opts.Log.InfoContext(ctx, "ended sessions again that the restored data had as live", slog.Int("sessions", n))
 			}
-			if err == nil {
+			if err = errors.Join(err, s.applyGaps(ctx)); err == nil {
 				from = s.again.from.Swap(0)
 				continue
 			}

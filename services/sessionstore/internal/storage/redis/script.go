@@ -49,7 +49,7 @@ type scripts struct {
 	create, update, end, remove, append, extend *script
 	sweep, warn, expire, purge, reindex, forget *script
 	ack, join, lease, beat, hold                *script
-	policy, meta, mark, raiseFormat             *script
+	policy, meta, mark, gap, raiseFormat        *script
 }
 
 // byName says which file each script is from.
@@ -58,7 +58,7 @@ func (s *scripts) byName() map[string]**script {
 		"create": &s.create, "update": &s.update, "end": &s.end, "delete": &s.remove, "append": &s.append, "extend": &s.extend,
 		"sweep": &s.sweep, "warn": &s.warn, "expire": &s.expire, "purge": &s.purge, "reindex": &s.reindex, "forget": &s.forget,
 		"ack": &s.ack, "join": &s.join, "lease": &s.lease, "beat": &s.beat, "hold": &s.hold, "policy": &s.policy, "meta": &s.meta,
-		"format": &s.raiseFormat, "mark": &s.mark,
+		"format": &s.raiseFormat, "mark": &s.mark, "gap": &s.gap,
 	}
 }
 

@@ -29,6 +29,7 @@ type tail struct {
 	doubt []bool
 	// seen are the times of the last entries seen, by shard, in Unix milliseconds.
 	seen []atomic.Int64
+	recent recent
 	// lost asks for doubt everywhere.
 	lost atomic.Bool
 
@@ -330,7 +331,7 @@ func (t *tail) wake(ctx context.Context, streams []goredis.XStream) {
 // entries are about. It says whether others wait on the shard, too.
 func (t *tail) wakeSome(n int, entries []goredis.XMessage) bool {
 	for _, m := range entries {
-		t.rememberEnd(m)
+		t.rememberEntry(n, m)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -353,14 +354,28 @@ func (t *tail) wakeSome(n int, entries []goredis.XMessage) bool {
 	return true
 }
 
-// rememberEnd remembers the session of an entry that says that it is over.
-func (t *tail) rememberEnd(m goredis.XMessage) {
+// rememberEntry remembers which session an entry is about, and its end where the entry
+// reports that.
+func (t *tail) rememberEntry(n int, m goredis.XMessage) {
+	id, _ := m.Values["s"].(string)
+	if at, err := storage.ParseCursor("feed", m.ID); err == nil {
+		t.recent.add(n, at.Millis, id)
+	}
 	kind, _ := m.Values["L"].(string)
-	if ending, ok := endingOf[kind]; ok && kind != "" {
-		id, _ := m.Values["s"].(string)
+	if ending, ok := endingOf[kind]; ok {
 		at, _ := m.Values["n"].(string)
 		reason, _ := m.Values["r"].(string)
 		t.s.remember(id, ending, number(at), reason)
+	}
+}
+
+// rewind makes the readers of a shard, or of all where that is negative, read again
+// from a place in its feed on.
+func (t *tail) rewind(shard int, to storage.Cursor) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for r := range t.readers {
+		r.rewind(shard, to)
 	}
 }
 
