@@ -115,6 +115,16 @@ func TestForm(t *testing.T) {
 	}
 }
 
+// TestTruncatedWithoutAnEvent: that events are gone is told also where none has come
+// after them, with the place to resume from.
+func TestTruncatedWithoutAnEvent(t *testing.T) {
+	steps := []step{{resp: &sessionv1.WatchEventsResponse{Cursor: "2-0", Truncated: true}}, {err: io.EOF}}
+	w, _ := run(t, steps, time.Minute)
+	if got, want := w.Body.String(), "retry: 2000\n\nid: 2-0\nevent: truncated\ndata: {}\n\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestHeartbeats(t *testing.T) {
 	// Silence: one to open the stream, then one every 15 s.
 	w, _ := run(t, nil, 50*time.Second)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"io"
 	"math"
 	"strconv"
@@ -187,6 +188,50 @@ func TestAppend(t *testing.T) {
 	}
 	if list.GetNextCursor() != resp.GetCursors()[1] || list.GetPollAfter().AsDuration() != 5*time.Second {
 		t.Errorf("listed %v", list)
+	}
+}
+
+// losing is a store in which a log has lost events twice.
+type losing struct {
+	storage.Store
+	pages []storage.EventPage
+}
+
+func (l *losing) ListEvents(context.Context, storage.EventQuery) (storage.EventPage, error) {
+	if len(l.pages) == 0 {
+		return storage.EventPage{Over: true}, nil
+	}
+	p := l.pages[0]
+	l.pages = l.pages[1:]
+	return p, nil
+}
+
+// TestWatchTellsOfEachLoss: a watch tells at each place that events are gone, also
+// where none has come after them.
+func TestWatchTellsOfEachLoss(t *testing.T) {
+	pages := []storage.EventPage{
+		{Events: []*sessionv1.Event{{Id: "a", Cursor: "1-0"}, {Id: "b", Cursor: "2-0"}}, Next: "2-0", Truncated: true},
+		{Next: "1-0", Truncated: true},
+		{Next: "1-0"},
+		{Events: []*sessionv1.Event{{Id: "c", Cursor: "3-0"}}, Next: "3-0", Truncated: true},
+	}
+	e := newEnvOver(t, func(_ *env, s storage.Store) storage.Store { return &losing{s, pages} })
+	id := e.create(t, &sessionv1.CreateSessionRequest{User: "ann"}).GetId()
+	stream, err := e.client.WatchEvents(t.Context(), &sessionv1.WatchEventsRequest{Id: id, After: proto.String("0")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			break
+		}
+		got = append(got, fmt.Sprint(m.GetCursor(), m.GetEvent().GetId(), m.GetTruncated()))
+	}
+	want := []string{"1-0atrue", "2-0bfalse", "1-0true", "1-0false", "3-0ctrue"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 
