@@ -204,7 +204,7 @@ func (c *conn) dropNodes(ctx context.Context, missed map[string]int) {
 	if !ok {
 		return
 	}
-	slots, err := client.ClusterSlots(ctx).Result()
+	slots, err := client.ClusterSlots(ctx).Result() //nolint:staticcheck // all that serve a cluster have it, and go-redis asks for it too
 	if err != nil || len(slots) == 0 {
 		return
 	}
@@ -224,7 +224,7 @@ func (c *conn) dropNodes(ctx context.Context, missed map[string]int) {
 			return true
 		})
 	}
-	c.servers.Range(func(key, value any) bool {
+	c.servers.Range(func(key, _ any) bool {
 		addr, _ := key.(string)
 		if present[addr] {
 			delete(missed, addr)

@@ -91,8 +91,13 @@ func TestGaps(t *testing.T) {
 		next  string
 		want  bool
 	}{
-		{nil, at(1, 0), "9-0", false}, {"5", at(1, 0), "5-9", false}, {"5", at(5, 9), "6-0", true}, {"5", at(6, 0), "9-0", false},
-		{"2 5", at(3, 0), "4-0", false}, {"2 5", at(3, 0), "9-0", true}, {"x", at(0, 0), "9-0", false},
+		{nil, at(1, 0), "9-0", false},
+		{"5", at(1, 0), "5-9", false},
+		{"5", at(5, 9), "6-0", true},
+		{"5", at(6, 0), "9-0", false},
+		{"2 5", at(3, 0), "4-0", false},
+		{"2 5", at(3, 0), "9-0", true},
+		{"x", at(0, 0), "9-0", false},
 	} {
 		if got := crossesGap(c.field, c.after, c.next); got != c.want {
 			t.Errorf("%+v: %v", c, got)

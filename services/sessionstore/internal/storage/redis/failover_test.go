@@ -109,8 +109,8 @@ func TestSentinelLossIsDetected(t *testing.T) {
 	}
 	x.check(t, "a", a)
 	x.check(t, "b", b)
-	if st := a.Status(t.Context()); st.Losses != 1 || log.count(wentBack) != 1 {
-		t.Errorf("%d losses, logged %d times", st.Losses, log.count(wentBack))
+	if st := a.Status(t.Context()); st.Losses != 1 || log.losses() != 1 {
+		t.Errorf("%d losses, logged %d times", st.Losses, log.losses())
 	}
 }
 
@@ -232,8 +232,8 @@ func TestClusterLossIsDetected(t *testing.T) {
 	})
 	x.check(t, "the replica", s)
 	time.Sleep(2 * time.Second) // every shard is looked at again
-	if st := s.Status(t.Context()); st.Losses != 1 || log.count(wentBack) != 1 {
-		t.Errorf("%d losses, logged %d times", st.Losses, log.count(wentBack))
+	if st := s.Status(t.Context()); st.Losses != 1 || log.losses() != 1 {
+		t.Errorf("%d losses, logged %d times", st.Losses, log.losses())
 	}
 }
 
@@ -268,7 +268,7 @@ func TestReshardIsNoLoss(t *testing.T) {
 	if _, err := s.Sweep(t.Context()); err != nil && !errors.Is(err, storage.ErrUnavailable) {
 		t.Fatal(err)
 	}
-	if st := s.Status(t.Context()); st.Losses != 0 || log.count(wentBack) != 0 {
-		t.Errorf("%d losses, %v, logged %d times", st.Losses, st.LossSpan, log.count(wentBack))
+	if st := s.Status(t.Context()); st.Losses != 0 || log.losses() != 0 {
+		t.Errorf("%d losses, %v, logged %d times", st.Losses, st.LossSpan, log.losses())
 	}
 }

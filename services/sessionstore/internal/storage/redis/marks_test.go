@@ -158,8 +158,8 @@ func TestNoLossIsReportedWithoutOne(t *testing.T) {
 			marked(t, raw(t, server), 1)
 			do(t, server, &offset)
 			storagetest.Until(t, "it sweeps", func() bool { _, err := s.Sweep(ctx); return err == nil })
-			if st := s.Status(ctx); st.Losses != 0 || st.LossSpan != 0 || log.count(wentBack) != 0 {
-				t.Errorf("%d losses, %v, logged %d times", st.Losses, st.LossSpan, log.count(wentBack))
+			if st := s.Status(ctx); st.Losses != 0 || st.LossSpan != 0 || log.losses() != 0 {
+				t.Errorf("%d losses, %v, logged %d times", st.Losses, st.LossSpan, log.losses())
 			}
 		})
 	}
@@ -192,8 +192,8 @@ func TestTheSameSnapshotTwice(t *testing.T) {
 		detected(t, s, n+1)
 	}
 	marked(t, client, 1)
-	if st := s.Status(t.Context()); st.Losses != 3 || log.count(wentBack) != 3 {
-		t.Errorf("%d losses, logged %d times, want 3", st.Losses, log.count(wentBack))
+	if st := s.Status(t.Context()); st.Losses != 3 || log.losses() != 3 {
+		t.Errorf("%d losses, logged %d times, want 3", st.Losses, log.losses())
 	}
 }
 

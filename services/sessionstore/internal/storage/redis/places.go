@@ -124,9 +124,12 @@ func (s *Store) pageAhead(ctx context.Context, sh *shard, q storage.EventQuery, 
 			return page, nil
 		}
 	}
+	if len(last.Val()) == 0 {
+		return page, nil // the session was deleted meanwhile
+	}
 	end, err := storage.ParseCursor("next", endOf(last.Val()))
-	if err != nil || len(last.Val()) == 0 || end.Compare(after) >= 0 {
-		return page, nil // it has grown, or the session was deleted, meanwhile
+	if err != nil || end.Compare(after) >= 0 { // it has grown meanwhile
+		return page, err
 	}
 	page.Truncated, page.Next = true, spell(end)
 	return page, nil

@@ -133,7 +133,7 @@ func (s *Store) applyEndings(ctx context.Context, from int64) (ended int, err er
 			continue
 		}
 		if x.kind == endingDeleted {
-			if _, err := s.remove(ctx, sh, id, asOf{ms: x.at}); err != nil {
+			if err := s.remove(ctx, sh, id, asOf{ms: x.at}); err != nil {
 				failed = err
 			}
 			continue

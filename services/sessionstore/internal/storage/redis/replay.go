@@ -80,8 +80,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 		}
 		return err
 	case w.Delete:
-		_, err := s.remove(ctx, sh, w.SessionID, at)
-		return err
+		return s.remove(ctx, sh, w.SessionID, at)
 	case w.Append != nil:
 		_, err := s.append(ctx, sh, w.SessionID, w.Append, at)
 		return err

@@ -207,13 +207,13 @@ func (s *Store) Delete(ctx context.Context, id string) error {
 	if sh == nil {
 		return storage.ErrNotFound
 	}
-	_, err := s.remove(ctx, sh, id, present)
+	err := s.remove(ctx, sh, id, present)
 	return s.confirm(ctx, sh, err)
 }
 
 // remove deletes a session; a second call declares the key of the request that
 // created it, which only the record names.
-func (s *Store) remove(ctx context.Context, sh *shard, id string, at asOf) (reply, error) {
+func (s *Store) remove(ctx context.Context, sh *shard, id string, at asOf) error {
 	sc, request := s.scripts.remove, ""
 	for range undeclaredMost {
 		call := sc.declare(sh, id, sc.required, 3)
@@ -225,11 +225,11 @@ func (s *Store) remove(ctx context.Context, sh *shard, id string, at asOf) (repl
 			if err = check(r, err); err == nil {
 				s.remember(id, endingDeleted, cmp.Or(at.ms, s.now()), "")
 			}
-			return r, err
+			return err
 		}
 		request = r.text(1)
 	}
-	return nil, errUndeclared
+	return errUndeclared
 }
 
 // RevokeUser ends all live sessions of a user in a project: it finds a bounded

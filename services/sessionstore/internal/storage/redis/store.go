@@ -186,7 +186,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 		s.shards = append(s.shards, newShard(n))
 	}
 	s.tail = newTail(s)
-	c, err := dial(opts.URL, dialOptions{
+	c, err := dial(opts.URL, dialOptions{ //nolint:contextcheck // the connections outlive the start
 		files: opts.Access, timeout: opts.Timeout, breakers: opts.Breakers, resolve: opts.Resolve, switched: s.switched,
 	})
 	if err != nil {

@@ -28,7 +28,7 @@ type tail struct {
 	// since a look failed.
 	doubt []bool
 	// seen are the times of the last entries seen, by shard, in Unix milliseconds.
-	seen []atomic.Int64
+	seen   []atomic.Int64
 	recent recent
 	// lost asks for doubt everywhere.
 	lost atomic.Bool
