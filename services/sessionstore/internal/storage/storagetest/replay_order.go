@@ -48,8 +48,9 @@ func replayOrder() []Case {
 			in := fx.fresh("acme", "ann", "r", fx.policy())
 			writes := fx.everything(in)
 			id := in.GetId()
-			_, _, err := fx.Store.Create(t.Context(), in, "r")
+			created, _, err := fx.Store.Create(t.Context(), in, "r")
 			ok(t, err)
+			writes[0] = accepted(created, "r") // with the times that were acknowledged
 			fx.pass(1.5)
 			_, err = fx.Store.Update(t.Context(), id, *writes[1].Update)
 			ok(t, err)
