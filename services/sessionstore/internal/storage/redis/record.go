@@ -29,8 +29,8 @@ const (
 	fieldExpire = 5
 )
 
-// hash spells a new session as fields and values. The times that a creation moves
-// come first, where create.lua expects them.
+// hash spells a new session as fields and values. Those that create.lua uses come
+// first, in the order that it expects.
 func hash(in *sessionv1.Session, request string) ([]any, error) {
 	fixed := &sessionv1.Session{Id: in.GetId(), User: in.GetUser(), Project: in.GetProject(), CreateTime: in.GetCreateTime()}
 	pb, err1 := fixed.MarshalVT()
@@ -40,18 +40,19 @@ func hash(in *sessionv1.Session, request string) ([]any, error) {
 		return nil, err
 	}
 	t := lifetime.NewTerms(lifetime.Millis(in.GetCreateTime()), in.GetTtlPolicy())
-	out := []any{
+	out := make([]any, 0, 2*25)
+	out = append(out,
 		"crt", t.Create, "exp", lifetime.Millis(in.GetExpireTime()), "act", lifetime.Millis(in.GetLastActivityTime()),
-		"upd", lifetime.Millis(in.GetUpdateTime()), "cap", t.Cap,
-		"pb", pb, "pol", pol, "lab", lab, "st", 0, "req", request,
-		"ext", in.GetExtensionCount(), "cause", 0, "rev", max(1, in.GetRevision()),
-		"step", t.Extension, "max", t.Max, "below", t.ExtendBelow, "minint", t.MinInterval, "window", t.ActiveWindow,
-		"strategy", int(t.Strategy),
-		"pm", in.GetProject() + "\x00" + in.GetUser() + "\x00" + in.GetId(),
-	}
+		"upd", lifetime.Millis(in.GetUpdateTime()), "cap", t.Cap, "below", t.ExtendBelow,
+		"pm", in.GetProject()+"\x00"+in.GetUser()+"\x00"+in.GetId())
 	if in.GetUser() != "" {
 		out = append(out, "um", in.GetUser()+"\x00"+in.GetProject()+"\x00"+in.GetId())
 	}
+	out = append(out,
+		"pb", pb, "pol", pol, "lab", lab, "st", 0, "req", request,
+		"ext", in.GetExtensionCount(), "cause", 0, "rev", max(1, in.GetRevision()),
+		"step", t.Extension, "max", t.Max, "minint", t.MinInterval, "window", t.ActiveWindow,
+		"strategy", int(t.Strategy))
 	if in.GetData() != nil {
 		data, err := proto.Marshal(in.GetData())
 		if err != nil {
@@ -134,7 +135,7 @@ func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
 			return nil, fmt.Errorf("stored data: %w", err)
 		}
 	}
-	out.CreateTime = lifetime.SetTime(&m.create, number(r[12]))
+	out.CreateTime = lifetime.SetTime(&m.create, number(r[12])) // pb may have another
 	t := lifetime.NewTerms(number(r[12]), policy)
 	st := lifetime.State{Expire: number(r[5]), Count: int32(number(r[6])), LastActivity: number(r[7])}
 	out.TtlPolicy, out.CapTime = policy, lifetime.SetTime(&m.cap, t.Cap)

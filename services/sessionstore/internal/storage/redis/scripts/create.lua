@@ -1,8 +1,9 @@
 -- KEYS: session gone events deadlines warnings by-user by-project feed [request prior]
 -- ARGV: id, prior ('' for none), as of, then the hash's fields and values as a
--- flat list, which begins with crt, exp, act, upd and cap. request is declared where
--- the session is created under a request key; prior is the session that an earlier
--- call found under that key; declare its record too.
+-- flat list, which begins with crt, exp, act, upd, cap, below, pm and, where it has a
+-- user, um. request is declared where the session is created under a request key;
+-- prior is the session that an earlier call found under that key; declare its record
+-- too.
 --
 -- The session is created now, by the clock that judges its deadlines: its times are
 -- moved by as much as its crt is off. A replayed creation keeps its times, and so does
@@ -26,8 +27,7 @@ end
 -- Caps are bounded by the latest time there is (lifetime.NewTerms), and stay so.
 local LATEST = 253402300799999
 local function move_cap(cap, by)
-  if cap >= LATEST then return LATEST end
-  return math.min(cap + by, LATEST)
+  return int(cap >= LATEST and LATEST or math.min(cap + by, LATEST))
 end
 -- The same call again, whose answer was lost: ids are never made twice.
 if redis.call('EXISTS', SESSION) == 1 then
@@ -38,7 +38,7 @@ if redis.call('EXISTS', SESSION) == 1 then
       -- The attempt's reply was lost, and its caller was told other times meanwhile.
       local expire = tonumber(v[3]) + by
       local act, upd = v[4] == v[2] and ARGV[9] or v[4], v[5] == v[2] and ARGV[11] or v[5]
-      redis.call('HSET', SESSION, 'crt', ARGV[5], 'exp', int(expire), 'act', act, 'upd', upd, 'cap', int(move_cap(tonumber(v[6]), by)))
+      redis.call('HSET', SESSION, 'crt', ARGV[5], 'exp', int(expire), 'act', act, 'upd', upd, 'cap', move_cap(tonumber(v[6]), by))
       redis.call('ZADD', DEADLINES, 'XX', int(expire), id)
       redis.call('ZADD', WARNINGS, 'XX', int(expire - tonumber(v[7])), id)
       keep_until(math.max(expire, now_ms()) + KEEP)
@@ -53,22 +53,21 @@ local now = now_ms()
 local by = asof and 0 or now - tonumber(ARGV[5])
 if by ~= 0 then
   for i = 5, 11, 2 do ARGV[i] = int(tonumber(ARGV[i]) + by) end
-  ARGV[13] = int(move_cap(tonumber(ARGV[13]), by))
+  ARGV[13] = move_cap(tonumber(ARGV[13]), by)
 end
 redis.call('HSET', SESSION, unpack(ARGV, 4))
 if REQUEST and not request then redis.call('HSET', SESSION, 'req', '') end
-local v = redis.call('HMGET', SESSION, 'exp', 'below', 'um', 'pm', 'cap')
-local expire = tonumber(v[1])
-redis.call('ZADD', DEADLINES, v[1], id)
-redis.call('ZADD', WARNINGS, int(expire - tonumber(v[2])), id)
-if v[3] then redis.call('ZADD', BY_USER, 0, v[3]) end
-redis.call('ZADD', BY_PROJECT, 0, v[4])
-lifecycle(id, 'session:created', asof or now, {'x', v[1]}, asof)
+local expire = tonumber(ARGV[7])
+redis.call('ZADD', DEADLINES, ARGV[7], id)
+redis.call('ZADD', WARNINGS, int(expire - tonumber(ARGV[15])), id)
+if ARGV[18] == 'um' then redis.call('ZADD', BY_USER, 0, ARGV[19]) end
+redis.call('ZADD', BY_PROJECT, 0, ARGV[17])
+lifecycle(id, 'session:created', asof or now, {'x', ARGV[7]}, asof)
 -- A request is answered with its session for as long as that is there, so its
 -- key outlasts every extension: no other script needs it to move a deadline.
 if request then
   redis.call('SET', request, id)
-  redis.call('PEXPIREAT', request, int(math.max(tonumber(v[5]), now) + LINGER))
+  redis.call('PEXPIREAT', request, int(math.max(tonumber(ARGV[13]), now) + LINGER))
 end
 keep_until(math.max(expire, now) + KEEP) -- a replayed one may be past its deadline
 return {0, id, record()}
