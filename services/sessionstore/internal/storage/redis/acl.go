@@ -76,6 +76,7 @@ var rights = []right{
 
 	{"select", "1", inDatabase},
 	{"asking", "", inCluster},
+	{"command", "", inCluster}, // of go-redis, for keyless commands
 	{"cluster|keyslot", "k", inCluster},
 	{"cluster|nodes", "", inCluster},
 	{"cluster|slots", "", inCluster},
