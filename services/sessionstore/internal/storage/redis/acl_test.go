@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -96,6 +97,39 @@ func TestEachMissingRightIsNamed(t *testing.T) {
 		} else if w := s.Status(t.Context()).Warnings; hasRightsWarning(w) {
 			t.Errorf("without %s, which is optional: %+v", name, w)
 		}
+	}
+}
+
+// TestDocumentedRights: the rules that the documentation gives are those of the table.
+func TestDocumentedRights(t *testing.T) {
+	page, err := os.ReadFile("../../../../../docs/redis.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "ACL SETUSER stoker on >PASSWORD " + strings.Join(redis.LeastRights(), " ") + "\n"; !strings.Contains(string(page), want) {
+		t.Errorf("docs/redis.md lacks the line\n%s", want)
+	}
+}
+
+// TestRightsAreCheckedWhenMemoryIsFull: the check takes no memory, so a full server
+// is not one without rights.
+func TestRightsAreCheckedWhenMemoryIsFull(t *testing.T) {
+	server := redistest.Start(t)
+	addLeastUser(t, server.Addr)
+	s, err := openAs(t, server.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := goredis.NewClient(&goredis.Options{Addr: server.Addr})
+	defer client.Close()
+	if err := client.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := client.Set(t.Context(), "k", "v", 0).Err(); err == nil || !strings.HasPrefix(err.Error(), "OOM") {
+		t.Fatalf("a write to a full server: %v, want OOM", err)
+	}
+	if err := redis.CheckRights(t.Context(), s); err != nil {
+		t.Error(err)
 	}
 }
 

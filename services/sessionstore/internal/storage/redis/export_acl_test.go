@@ -1,6 +1,9 @@
 package redis
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // LeastRights are the ACL rules of a user with exactly the documented rights.
 func LeastRights() []string {
@@ -38,3 +41,6 @@ func RightsOfCluster() (out []string) {
 
 // SetCheckEvery sets how often rights and files are checked.
 func (o *Options) SetCheckEvery(d time.Duration) { o.checkEvery = d }
+
+// CheckRights checks the rights once.
+func CheckRights(ctx context.Context, s *Store) error { return s.checkRights(ctx) }
