@@ -146,7 +146,8 @@ func parseHosts(list, defaultPort string) ([]string, error) {
 }
 
 func parseHost(host, defaultPort string) (string, error) {
-	name, port, hasPort := host, "", false
+	var name, port string
+	var hasPort bool
 	switch {
 	case strings.HasPrefix(host, "["):
 		inner, after, closed := strings.Cut(host[1:], "]")
