@@ -21,7 +21,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 func (c *Config) StoreFlags(fs *pflag.FlagSet) {
 	c.redisFlags(fs)
 	c.outageFlags(fs)
-	fs.StringVar(&c.DataDir, "data-dir", "", "`directory` that makes the embedded store durable, empty for memory only; with Redis, where the outage journal is")
+	fs.StringVar(&c.DataDir, "data-dir", "", "`directory` that makes the embedded store durable, empty for memory only; with Redis, where the outage journal is, and the marks by which lost data is detected after a restart")
 	fs.IntVar(&c.Shards, "shards", 64, "number of shards, fixed for a deployment's life; 1 to 1024")
 	fs.IntVar(&c.MaxEvents, "max-events", 1000, "events kept in a session's log; 1 to 100000")
 	fs.DurationVar(&c.SettleMax, "settle-max", 10*time.Minute, "how long past its deadline a session waits for activity that is still in the feed")

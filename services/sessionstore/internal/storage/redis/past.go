@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
+
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
@@ -70,7 +72,7 @@ type timeline struct {
 
 	// suspected is what the follower of the feed found to be lost, and not looked at
 	// since; nil for nothing.
-	suspected atomic.Pointer[gap]
+	suspected atomic.Pointer[suspicion]
 
 	acked  int64  // the mark that was acknowledged last, 0 for none
 	stored string // the gaps as they were last seen in Redis
@@ -109,16 +111,45 @@ func (p *past) gapOf(sh *shard, at storage.Cursor) (gap, bool) {
 	return findGap(*gaps, at)
 }
 
-// suspect notes that entries of a shard's feed which were seen are gone: the last
-// that is left, and the last that was seen, in Unix milliseconds.
-func (p *past) suspect(n int, left, seen int64) {
+// suspicion is an entry of a feed that was seen and is gone, while an earlier one is
+// there.
+type suspicion struct {
+	gap
+	sh *shard
+	id string
+}
+
+// suspect notes that entries of a shard's feed which were seen are gone: the last that
+// is left, and the last that was seen.
+func (p *past) suspect(n int, left, seen storage.Cursor) {
 	tl := p.timelines[n]
-	g := gap{left, seen}
+	x := suspicion{gap{left.Millis, seen.Millis}, p.s.shards[n], seen.String()}
 	if old := tl.suspected.Load(); old != nil {
 		// On a single server, what is left on any shard is from before the loss.
-		g = gap{max(g.from, old.from), max(g.to, old.to)}
+		x.from = max(x.from, old.from)
+		if old.to > x.to {
+			x.to, x.sh, x.id = old.to, old.sh, old.id
+		}
 	}
-	tl.suspected.Store(&g)
+	tl.suspected.Store(&x)
+}
+
+// confirmSuspicion looks again, at the server that takes writes: the follower may have
+// read from one that is about to be replaced. It returns nil where nothing is lost.
+func (p *past) confirmSuspicion(ctx context.Context, tl *timeline) (*suspicion, error) {
+	x := tl.suspected.Load()
+	if x == nil {
+		return nil, nil //nolint:nilnil // nothing is suspected
+	}
+	cmd := goredis.NewXMessageSliceCmd(ctx, "xrevrange", x.sh.feed(), x.id, "-", "count", 1)
+	if err := p.s.conn.write.do(ctx, cmd); err != nil {
+		return nil, failure(err)
+	}
+	tl.suspected.CompareAndSwap(x, nil)
+	if place := cmd.Val(); len(place) == 0 || place[0].ID == x.id {
+		return nil, nil //nolint:nilnil // it is there, or was trimmed
+	}
+	return x, nil
 }
 
 // look compares the marks with those that were acknowledged, and writes new ones.
@@ -180,7 +211,12 @@ func (p *past) lookAt(ctx context.Context, at []*timeline) ([]loss, error) {
 			lost = append(lost, *l)
 		}
 	}
-	return lost, errors.Join(errs[:min(len(errs), failuresMost)]...)
+	for _, err := range errs {
+		if err != nil {
+			return lost, err // mostly the same for each shard
+		}
+	}
+	return lost, nil
 }
 
 func (p *past) call(tl *timeline) invocation {
@@ -214,12 +250,15 @@ func (p *past) judge(ctx context.Context, tl *timeline, r reply) (*loss, error) 
 		}
 		if changed {
 			l := loss{tl: tl, gap: gap{0, max(tl.acked, p.seen(tl))}, all: true}
-			p.forgetMark(tl, r)
+			p.takeMark(tl, r)
 			return &l, nil
 		}
 	}
-	found, suspected := r.num(mkFound), tl.suspected.Swap(nil)
-	missing := r.text(mkFound) == ""
+	suspected, err := p.confirmSuspicion(ctx, tl)
+	if err != nil {
+		return nil, err
+	}
+	found, missing := r.num(mkFound), r.text(mkFound) == ""
 	var l *loss
 	switch {
 	case tl.acked > 0 && missing && r.num(mkRemoved) < tl.acked:
@@ -230,7 +269,7 @@ func (p *past) judge(ctx context.Context, tl *timeline, r reply) (*loss, error) 
 	case tl.acked > 0 && !missing && found < tl.acked:
 		l = &loss{tl: tl, gap: gap{found, tl.acked}}
 	case suspected != nil:
-		l = &loss{tl: tl, gap: *suspected}
+		l = &loss{tl: tl, gap: suspected.gap}
 	}
 	if l != nil {
 		l.to = max(l.to, p.seen(tl))
@@ -242,13 +281,13 @@ func (p *past) judge(ctx context.Context, tl *timeline, r reply) (*loss, error) 
 			l.span = time.Duration(l.to-l.from) * time.Millisecond
 		}
 	}
-	p.forgetMark(tl, r)
+	p.takeMark(tl, r)
 	return l, nil
 }
 
-// forgetMark takes what a look has written in place of the mark before. Where there
+// takeMark takes what a look has written in place of the mark before. Where there
 // was none, the next look writes the first.
-func (p *past) forgetMark(tl *timeline, r reply) {
+func (p *past) takeMark(tl *timeline, r reply) {
 	switch {
 	case r.num(mkWritten) == 1:
 		tl.acked = r.num(mkMark)
@@ -262,9 +301,6 @@ func (p *past) forgetMark(tl *timeline, r reply) {
 
 // seen is the time of the latest entry of a timeline's feeds that was seen.
 func (p *past) seen(tl *timeline) int64 {
-	if p.s.tail == nil {
-		return 0
-	}
 	if p.s.conn.cluster {
 		return p.s.tail.seen[tl.sh.n].Load()
 	}
@@ -312,9 +348,7 @@ func (p *past) announce(ctx context.Context, lost []loss) {
 		p.s.lost.Widen(span)
 	}
 	p.s.places.forget()
-	if p.s.tail != nil {
-		p.s.tail.lost.Store(true)
-	}
+	p.s.tail.lost.Store(true)
 	if p.s.opts.Lost != nil {
 		p.s.opts.Lost()
 	}

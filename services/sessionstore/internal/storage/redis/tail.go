@@ -232,11 +232,12 @@ func (t *tail) compare(n int, place []goredis.XMessage) (lost bool) {
 	if t.last[n] == "" || len(place) == 0 || place[0].ID == t.last[n] {
 		return false
 	}
-	left, err := storage.ParseCursor("feed", place[0].ID)
-	if err != nil {
+	left, err1 := storage.ParseCursor("feed", place[0].ID)
+	seen, err2 := storage.ParseCursor("feed", t.last[n])
+	if err1 != nil || err2 != nil {
 		return false
 	}
-	t.s.past.suspect(n, left.Millis, t.seen[n].Load())
+	t.s.past.suspect(n, left, seen)
 	return true
 }
 
