@@ -93,6 +93,11 @@ func Undecided(err error) error {
 	return err
 }
 
+// HoldLife returns how long a hold counts that its holder does not move: longer than
+// an outage lasts, as a replica that is cut off cannot be told from one that is gone
+// for good.
+func HoldLife(settleMax time.Duration) time.Duration { return max(24*time.Hour, 2*settleMax) }
+
 // Replay applies writes that were accepted while the backend could not answer.
 type Replay interface {
 	// Replay must apply a write as of the time when it was accepted: whether the
@@ -135,8 +140,10 @@ type Replay interface {
 	// holder says that it has nothing from before that time which is still to be
 	// replayed. The earliest hold counts. A later call of the same holder takes
 	// the place of the one before, but a step forward of less than a second may
-	// be left to a later call; the zero time gives the hold up. A hold whose time
-	// is further back than settle_max counts for nothing, and may be forgotten.
-	// Holds must be remembered across restarts where the data is.
+	// be left to a later call; the zero time gives the hold up. However far back
+	// its time is, a hold counts: for each session, until settle_max after that
+	// session's own deadline. One further back than HoldLife is that of a holder
+	// that will not come back: it counts for nothing, and may be forgotten. Holds
+	// must be remembered across restarts where the data is.
 	Hold(ctx context.Context, holder string, from time.Time) error
 }

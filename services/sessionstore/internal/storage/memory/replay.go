@@ -127,7 +127,7 @@ func (s *Store) Hold(ctx context.Context, holder string, from time.Time) error {
 	if !from.IsZero() {
 		at = from.UnixMilli()
 	}
-	least := s.now() - s.opts.SettleMax.Milliseconds()
+	least := s.now() - storage.HoldLife(s.opts.SettleMax).Milliseconds()
 	s.holds.mu.Lock()
 	tx := &txn{store: s, unlock: s.holds.mu.Unlock}
 	for old, from := range s.holds.from {

@@ -137,7 +137,7 @@ func (s *Store) sweepShard(ctx context.Context, sh *shard) (storage.SweepResult,
 		tx := s.begin(sh)
 		// As of before the sweep: what it appends itself holds nobody up.
 		watermark := sh.feed.settled()
-		from := s.holds.earliest(now - s.opts.SettleMax.Milliseconds())
+		from := s.holds.earliest(now - storage.HoldLife(s.opts.SettleMax).Milliseconds())
 		warned, looked := s.warn(tx, now, from)
 		expired, held := s.expire(tx, now, watermark, from)
 		purged := s.purge(tx, now)

@@ -300,7 +300,7 @@ func TestHoldsAreCheap(t *testing.T) {
 	if got := stored(); got != ms(start) {
 		t.Errorf("Redis has lost a hold that stands still: %q", got)
 	}
-	hold(now.Add(-11 * time.Minute))
+	hold(now.Add(-storage.HoldLife(10*time.Minute) - time.Minute))
 	if _, err := s.Sweep(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,9 @@ package redis
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"time"
 
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
@@ -46,6 +48,7 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	for _, n := range sw.held {
 		sw.sum.Held += n
 	}
+	s.warnOfHold(ctx, sw.oldestHold)
 	return sw.sum, partly(errors.Join(sw.failures...), sw.swept)
 }
 
@@ -57,6 +60,21 @@ type sweep struct {
 	held     map[*shard]int
 	orphaned map[*shard]bool
 	failures []error
+	// oldestHold is the earliest hold that was seen, in Unix milliseconds, 0 for none.
+	oldestHold int64
+}
+
+// warnOfHold raises a warning while a hold of long ago delays every expiry: its
+// holder is cut off from Redis, or gone without having given it up.
+func (s *Store) warnOfHold(ctx context.Context, from int64) {
+	const code = "expiry-held"
+	if at := time.UnixMilli(from); from > 0 && s.opts.Clock().Sub(at) > s.opts.SettleMax {
+		s.warnings.Raise(ctx, code, "", fmt.Sprintf(
+			"a replica with a journal has not reported since %s: until it does, and for %s at most, sessions expire %s after their deadline; start it with its data directory",
+			at.UTC().Format(time.RFC3339), storage.HoldLife(s.opts.SettleMax), s.opts.SettleMax))
+		return
+	}
+	s.warnings.Clear(ctx, code, "")
 }
 
 // failuresMost bounds the failures of a sweep that are reported: they are mostly
@@ -79,6 +97,7 @@ const (
 	swWarn
 	swExpire
 	swPurge
+	swHold
 )
 
 // sweepKinds are what a sweep does to sessions, in this order.
@@ -99,7 +118,7 @@ func (sw *sweep) sweepShards(ctx context.Context, some []*shard) (more []*shard)
 	looks := make([]invocation, len(some))
 	for i, sh := range some {
 		looks[i] = s.scripts.sweep.on(sh, "", sweepBatch, s.opts.SettleMax.Milliseconds(),
-			s.opts.SettleMax.Milliseconds()+keepFeed, keepUngrouped, storage.ActivityGroup)
+			s.opts.SettleMax.Milliseconds()+keepFeed, keepUngrouped, storage.ActivityGroup, storage.HoldLife(s.opts.SettleMax).Milliseconds())
 	}
 	replies, errs := s.runAll(ctx, "sweep", looks)
 	tasks := map[int][]task{}
@@ -112,6 +131,9 @@ func (sw *sweep) sweepShards(ctx context.Context, some []*shard) (more []*shard)
 		sw.swept++
 		sw.sum.Trimmed += int(r.num(swTrimmed))
 		sw.held[some[i]] = int(r.num(swHeld))
+		if from := r.num(swHold); from > 0 && (sw.oldestHold == 0 || from < sw.oldestHold) {
+			sw.oldestHold = from
+		}
 		for _, kind := range sweepKinds {
 			ids, _ := r[kind].([]any)
 			full[some[i]] = full[some[i]] || len(ids) >= sweepBatch

@@ -81,12 +81,19 @@ func holdCases() []Case {
 			equal(t, "within settle_max", res.Expired, 0)
 			fx.pass(6)
 			equal(t, "after settle_max", fx.sweep(t).Expired, 1)
-			// A hold that is further back counts for nothing.
+			// A hold that is further back holds what is due later all the same.
 			fx.create(t, "acme", "bob")
 			fx.pass(6.5)
-			fx.hold(t, "a", s.GetExpireTime().AsTime())
 			fx.hold(t, "b", time.Time{})
-			equal(t, "after an old hold", fx.sweep(t).Expired, 1)
+			equal(t, "under an old hold", fx.sweep(t).Expired, 0)
+			fx.pass(20.5)
+			equal(t, "settle_max after its own deadline", fx.sweep(t).Expired, 1)
+		}},
+		{"hold/for a bounded time", func(t TB, fx Fixture) {
+			fx.create(t, "acme", "ann")
+			fx.pass(6.5)
+			fx.hold(t, "a", fx.Now().Add(-storage.HoldLife(0)-time.Minute))
+			equal(t, "under one of long ago", fx.sweep(t).Expired, 1)
 		}},
 		{"hold/every replica obeys", func(t TB, fx Fixture) {
 			other := fx.Store

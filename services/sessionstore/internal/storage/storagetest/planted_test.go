@@ -61,6 +61,7 @@ func TestPlantedBugsAreCaught(t *testing.T) {
 		"the latest hold counts":                    {func(s storage.Store) storage.Store { return oneHolder{s} }, "hold/the earliest counts"},
 		"a hold never moves back":                   {func(s storage.Store) storage.Store { return &onward{Store: s} }, "hold/moved back"},
 		"a hold holds for ever":                     {func(s storage.Store) storage.Store { return &forEver{Store: s} }, "hold/no longer than settle_max"},
+		"an old hold holds nothing":                 {func(s storage.Store) storage.Store { return &lapsing{s, map[string]bool{}} }, "hold/no longer than settle_max"},
 		"a repair changes sessions":                 {func(s storage.Store) storage.Store { return touchyRepair{s} }, "repair/changes nothing where all agrees"},
 		"a repair looks at nothing":                 {func(s storage.Store) storage.Store { return idleRepair{s} }, "repair/looks at every session"},
 		"replayed events hold nobody up":            {func(s storage.Store) storage.Store { return loses{s} }, "replay/sweeps wait for its events, and no longer than settle_max"},

@@ -189,6 +189,25 @@ func (s *onward) Hold(ctx context.Context, holder string, from time.Time) error 
 	return s.Store.Hold(ctx, holder, from)
 }
 
+// lapsing gives every hold up with the first that is given up.
+type lapsing struct {
+	storage.Store
+	holders map[string]bool
+}
+
+func (s *lapsing) Hold(ctx context.Context, holder string, from time.Time) error {
+	s.holders[holder] = true
+	if !from.IsZero() {
+		return s.Store.Hold(ctx, holder, from)
+	}
+	for h := range s.holders {
+		if err := s.Store.Hold(ctx, h, from); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // forEver does not sweep at all from the first hold on.
 type forEver struct {
 	storage.Store

@@ -1,11 +1,13 @@
 -- KEYS: holds replayed groups feed deadlines warnings retired
 -- ARGV: batch, settle_max, how long entries are kept that a group has not
--- acknowledged, entries kept with no group, the activity group's name.
+-- acknowledged, entries kept with no group, the activity group's name, how long a
+-- hold counts that is not moved.
 -- Finds what is due on a shard, and trims its feed. It changes no session, because
 -- it cannot declare the keys of sessions that it has yet to find. For each session
 -- found, warn.lua, expire.lua or purge.lua declares the keys and checks the record.
 -- Returns {now, deadlines up to this may be swept, warnings before this may be
--- given, due sessions held, entries trimmed, ids to warn, to expire, to purge}.
+-- given, due sessions held, entries trimmed, ids to warn, to expire, to purge, the
+-- earliest hold or ''}.
 local batch, settle = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = now_ms()
 
@@ -36,12 +38,12 @@ if replayed[1] then
 end
 
 -- What is due from the earliest hold on is left alone, but for settle_max at
--- most.
+-- most, counted from when it was due: the hold may be older than that.
 local from
 local holds = redis.call('HGETALL', HOLDS)
 for i = 1, #holds, 2 do
   local at = tonumber(holds[i + 1])
-  if at < now - settle then
+  if at < now - tonumber(ARGV[6]) then
     redis.call('HDEL', HOLDS, holds[i])
   else
     from = math.min(from or at, at)
@@ -69,4 +71,4 @@ if acked then
 else
   trimmed = trimmed + redis.call('XTRIM', FEED, 'MAXLEN', '=', ARGV[4])
 end
-return {now, upto, due, held, trimmed, warn, expire, purge}
+return {now, upto, due, held, trimmed, warn, expire, purge, from or ''}
