@@ -91,8 +91,15 @@ func (b *WarningBoard) List() []Warning {
 		out = append(out, w)
 	}
 	b.mu.Unlock()
+	return MergeWarnings(out)
+}
+
+// MergeWarnings returns warnings of several layers by code and node, at most
+// MaxWarnings.
+func MergeWarnings(of ...[]Warning) []Warning {
+	out := slices.Concat(of...)
 	slices.SortFunc(out, func(x, y Warning) int {
 		return cmp.Or(cmp.Compare(x.Code, y.Code), cmp.Compare(x.Node, y.Node))
 	})
-	return out
+	return out[:min(len(out), MaxWarnings)]
 }

@@ -55,8 +55,20 @@ func worth(err error) bool {
 	return errors.Is(err, storage.ErrUnavailable) && !errors.As(err, &open)
 }
 
+// unlimited is the key of contexts whose calls are not shed.
+type unlimited struct{}
+
+// Unlimited returns a context whose calls take no place within a limit and are
+// never shed: for the few that belong to writes that were acknowledged before.
+func Unlimited(ctx context.Context) context.Context {
+	return context.WithValue(ctx, unlimited{}, true)
+}
+
 // once runs op within a limit.
 func once[T any](ctx context.Context, l *resilience.Limit, op func(ctx context.Context) (T, error)) (T, error) {
+	if ctx.Value(unlimited{}) != nil {
+		return op(ctx)
+	}
 	p, err := l.Acquire()
 	if err != nil {
 		var none T

@@ -144,6 +144,11 @@ func (f *Faulty) Replay(ctx context.Context, w storage.Write) error {
 	return guardedErr(f, func() error { return f.Store.Replay(ctx, w) })
 }
 
+// ListPolicies may fail.
+func (f *Faulty) ListPolicies(ctx context.Context, limit int, token string) (storage.PolicyPage, error) {
+	return guarded(f, func() (storage.PolicyPage, error) { return f.Store.ListPolicies(ctx, limit, token) })
+}
+
 // Hold may fail.
 func (f *Faulty) Hold(ctx context.Context, holder string, from time.Time) error {
 	return guardedErr(f, func() error { return f.Store.Hold(ctx, holder, from) })
