@@ -27,6 +27,8 @@ type disk struct {
 	held    sync.RWMutex
 	syncing atomic.Int64
 	fail    atomic.Pointer[error]
+	// noFiles: no file can be made, either.
+	noFiles atomic.Bool
 	// snapshot is called when a snapshot is begun; its file is never held up.
 	snapshot func()
 }
@@ -37,6 +39,9 @@ type diskFile struct {
 }
 
 func (d *disk) create(path string) (wal.File, error) {
+	if d.noFiles.Load() {
+		return nil, *d.fail.Load()
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if d.snapshot != nil && strings.HasSuffix(path, ".tmp") {
 		d.snapshot()
@@ -268,6 +273,76 @@ func TestSnapshotUnderLoad(t *testing.T) {
 		page, err = s.ListEvents(t.Context(), storage.EventQuery{SessionID: id, After: "0", Limit: 1000})
 		if want := min(n+2, 1000); err != nil || len(page.Events) != want {
 			t.Errorf("session %s has %d events, want %d: %v", id, len(page.Events), want, err)
+		}
+	}
+}
+
+// TestRestartOnAFullDisk: a store is opened on a disk that is full, whichever file
+// cannot be made or written, answers reads, says why it takes no writes, and takes
+// them once there is room.
+func TestRestartOnAFullDisk(t *testing.T) {
+	for n := range 4 {
+		torn, noFiles := n&1 != 0, n&2 != 0
+		now, dir := clockAt(), t.TempDir()
+		s := openDisk(t, dir, &disk{}, now)
+		x := create(t, s, "ann")
+		if torn {
+			d := &disk{}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s = openDisk(t, dir, d, now)
+			full := errors.New("no space left")
+			d.fail.Store(&full)
+			if _, err := s.Append(t.Context(), x.GetId(), []*sessionv1.Event{{Id: "lost", Type: "input:text"}}); !errors.Is(err, full) {
+				t.Fatal(err)
+			}
+			_ = s.Close() // it says that it failed
+		} else if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		d, full := &disk{}, errors.New("no space left")
+		for range 3 {
+			d.fail.Store(&full)
+			d.noFiles.Store(noFiles)
+			s = openDisk(t, dir, d, now)
+			if _, err := s.Get(t.Context(), x.GetId()); err != nil {
+				t.Errorf("get: %v", err)
+			}
+			_, err := s.Append(t.Context(), x.GetId(), []*sessionv1.Event{{Id: "refused", Type: "input:text"}})
+			if !errors.Is(err, storage.ErrUnavailable) || !errors.Is(err, storage.ErrDisk) || !errors.Is(err, full) {
+				t.Errorf("append: %v", err)
+			}
+			if err := s.Status(t.Context()).Err; !errors.Is(err, full) {
+				t.Errorf("status: %v", err)
+			}
+			if err := s.Snapshot(); !errors.Is(err, full) {
+				t.Errorf("snapshot: %v", err)
+			}
+			if err := s.Close(); err != nil {
+				t.Errorf("close: %v", err)
+			}
+		}
+		s = openDisk(t, dir, d, now)
+		d.fail.Store(nil)
+		d.noFiles.Store(false)
+		for until := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			if _, err := s.Append(t.Context(), x.GetId(), []*sessionv1.Event{{Id: "kept", Type: "input:text"}}); err == nil {
+				break
+			} else if time.Now().After(until) {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(s.Snapshot(), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+		s = openDisk(t, dir, &disk{}, now)
+		page, err := s.ListEvents(t.Context(), storage.EventQuery{SessionID: x.GetId(), After: "0", Limit: 10})
+		if err != nil || page.Events[len(page.Events)-1].GetId() != "kept" { // the first one may be there, too
+			t.Errorf("the log has %v, %v", page.Events, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }

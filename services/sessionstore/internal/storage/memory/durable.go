@@ -2,12 +2,14 @@ package memory
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/wal"
 )
 
 // The log holds effects, not calls: each says what is true after a change, with
@@ -103,7 +105,10 @@ func unavailable(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
+	if errors.Is(err, wal.ErrClosed) {
+		return fmt.Errorf("%w: %w", storage.ErrUnavailable, err)
+	}
+	return fmt.Errorf("%w: %w: %w", storage.ErrUnavailable, storage.ErrDisk, err)
 }
 
 // Fields of a session's effects.

@@ -17,7 +17,7 @@ import (
 // recover opens the log and applies what is in it.
 func (s *Store) recover() error {
 	shards := 0
-	log, err := wal.Open(wal.Options{Dir: s.opts.DataDir, Create: s.opts.create}, func(record []byte) error {
+	log, err := wal.Open(wal.Options{Dir: s.opts.DataDir, Create: s.opts.create, AwaitRoom: true}, func(record []byte) error {
 		return eachEffect(record, func(kind byte, f fields) error {
 			if kind == effectMeta {
 				shards = int(f.num(1))
@@ -35,6 +35,9 @@ func (s *Store) recover() error {
 	if cut := log.Cut(); cut > 0 {
 		s.opts.Log.Warn("cut an unfinished write off the log", slog.Int64("bytes", cut))
 	}
+	if err := log.Err(); err != nil {
+		s.opts.Log.Error("the data directory cannot be written: reads only, until it can be", slog.Any("error", err))
+	}
 	s.log = log
 	for _, sh := range s.shards {
 		// What had been dropped from the feeds is still in the log.
@@ -43,7 +46,9 @@ func (s *Store) recover() error {
 	if shards == 0 {
 		tx := &txn{store: s, unlock: func() {}}
 		tx.add(effectMeta, number(nil, 1, int64(len(s.shards))))
-		return s.commit(context.Background(), tx)
+		if err := s.commit(context.Background(), tx); err != nil {
+			return errors.Join(err, log.Close())
+		}
 	}
 	return nil
 }

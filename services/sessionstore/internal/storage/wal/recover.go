@@ -92,7 +92,11 @@ func (l *Log) recover(replay func(record []byte) error) error {
 	if err := l.removeBefore(from); err != nil {
 		return err
 	}
-	return l.startSegment(l.seq + 1)
+	err = l.begin()
+	if err != nil && l.opts.AwaitRoom {
+		l.full, err = err, nil
+	}
+	return err
 }
 
 // readSegment replays one segment. In the last one an unfinished batch at the
@@ -191,9 +195,9 @@ func (l *Log) Snapshot(write func(emit func(record []byte) error) error) error {
 	l.snapshotMu.Lock()
 	defer l.snapshotMu.Unlock()
 	l.mu.Lock()
-	if l.err != nil || l.closing {
+	if l.err != nil || l.full != nil || l.closing {
 		defer l.mu.Unlock()
-		return errors.Join(l.err, ErrClosed)
+		return errors.Join(l.err, l.full, ErrClosed)
 	}
 	answer := make(chan rotated, 1)
 	l.rotate = append(l.rotate, answer)

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 const (
@@ -50,7 +51,14 @@ type Options struct {
 	// Create makes a new file for writing; os.OpenFile by default. Tests use it
 	// to make the disk fail.
 	Create func(path string) (File, error)
+	// AwaitRoom lets Open succeed although nothing can be written, as long as all
+	// that is there can be read. Append fails then, and Err says why, until there is
+	// room, which is tried about every second.
+	AwaitRoom bool
 }
+
+// roomEvery is how often a log that AwaitRoom has opened is tried.
+const roomEvery = time.Second
 
 func (o Options) withDefaults() Options {
 	if o.SegmentBytes <= 0 {
@@ -105,6 +113,7 @@ type Log struct {
 	writing *batch    // nil while the writer rests
 	seq     uint64    // of the last record appended
 	err     error     // the first failure; the log is dead from then on
+	full    error     // why no segment could be begun yet, nil once one is
 	closing bool
 	rotate  []chan rotated
 	size    int64 // bytes since the last snapshot
@@ -113,8 +122,10 @@ type Log struct {
 	file     File
 	fileSize int64
 
-	done       chan struct{}
-	snapshotMu sync.Mutex
+	done chan struct{}
+	// closed ends the wait for room, which is over when waited is closed.
+	closed, waited chan struct{}
+	snapshotMu     sync.Mutex
 }
 
 // batch is what one write and one fsync make durable.
@@ -145,16 +156,51 @@ func Open(opts Options, replay func(record []byte) error) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{opts: opts, lock: lock, pending: newBatch(), done: make(chan struct{})}
+	l := &Log{opts: opts, lock: lock, pending: newBatch(), done: make(chan struct{}), closed: make(chan struct{}), waited: make(chan struct{})}
 	l.work.L, l.room.L = &l.mu, &l.mu
 	if err := l.recover(replay); err != nil {
-		if l.file != nil { // its beginning could not be written
-			err = errors.Join(err, l.file.Close())
-		}
 		return nil, errors.Join(err, lock.Close())
 	}
 	go l.write()
+	go l.awaitRoom()
 	return l, nil
+}
+
+// begin starts the first segment of this process; where that fails, it leaves
+// nothing behind that stands in the way of the next attempt.
+func (l *Log) begin() error {
+	err := l.startSegment(l.seq + 1)
+	if err == nil {
+		return nil
+	}
+	if l.file != nil {
+		err = errors.Join(err, l.file.Close(), os.Remove(filepath.Join(l.opts.Dir, segmentName(l.seq+1))))
+		l.file = nil
+	}
+	return fmt.Errorf("log cannot be written: %w", err)
+}
+
+// awaitRoom begins a segment once that is possible.
+func (l *Log) awaitRoom() {
+	defer close(l.waited)
+	tick := time.NewTicker(roomEvery)
+	defer tick.Stop()
+	for {
+		l.mu.Lock()
+		if l.full != nil {
+			l.full = l.begin() // nothing is pending, so the writer rests
+		}
+		full := l.full
+		l.mu.Unlock()
+		if full == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-l.closed:
+			return
+		}
+	}
 }
 
 // Cut returns how many bytes of an unfinished batch Open cut off.
@@ -168,6 +214,9 @@ func (l *Log) Append(record []byte) (uint64, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.full != nil {
+		return 0, l.full
+	}
 	for l.err == nil && !l.closing && len(l.pending.payload) > maxPending {
 		l.room.Wait()
 	}
@@ -194,11 +243,11 @@ func (l *Log) Appended() uint64 {
 	return l.seq
 }
 
-// Err returns why the log is dead, nil while it works.
+// Err returns why nothing can be appended, nil while it can.
 func (l *Log) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.err
+	return errors.Join(l.err, l.full)
 }
 
 // Size returns the bytes written since the last snapshot.
@@ -340,11 +389,16 @@ func (l *Log) Close() error {
 	l.closing = true
 	l.work.Signal()
 	l.room.Broadcast()
+	close(l.closed)
 	l.mu.Unlock()
 	<-l.done
+	<-l.waited
 	var err error
 	if l.file != nil {
 		err = l.file.Close()
 	}
-	return errors.Join(l.Err(), err, l.lock.Close())
+	l.mu.Lock()
+	failure := l.err
+	l.mu.Unlock()
+	return errors.Join(failure, err, l.lock.Close())
 }
