@@ -54,6 +54,13 @@ func Resolve(layers ...*sessionv1.TTLPolicy) *sessionv1.TTLPolicy {
 	return out
 }
 
+// Complete says whether a policy sets every field, so that no other layer matters.
+func Complete(p *sessionv1.TTLPolicy) bool {
+	return p.GetBaseTtl() != nil && p.GetExtension() != nil && p != nil && p.MaxExtensions != nil && p.GetExtendBelow() != nil &&
+		p.GetMinInterval() != nil && p.GetMaxLifetime() != nil && p.GetActiveWindow() != nil &&
+		p.GetStrategy() != sessionv1.TTLPolicy_STRATEGY_UNSPECIFIED && len(p.GetActivityRules()) > 0
+}
+
 func inherit[T any](dst **T, src *T) {
 	if *dst == nil {
 		*dst = src

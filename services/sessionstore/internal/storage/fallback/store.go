@@ -75,6 +75,7 @@ type Store struct {
 	order    *order
 	sessions *sessions
 	policies *policies
+	catalog  *catalog // nil for none
 
 	get, getMany, getPolicy tally
 	hits                    atomic.Int64
@@ -248,17 +249,19 @@ func (s *Store) GetPolicy(ctx context.Context, project string) (*sessionv1.Proje
 	switch {
 	case err == nil:
 		s.policies.learn(project, out, t)
+		s.catalog.learn(project, out)
 	case errors.Is(err, storage.ErrNotFound):
 		s.policies.learn(project, nil, t)
+		s.catalog.learn(project, nil)
 	}
 	if s.opts.Silent || !degraded(err) {
 		return out, err
 	}
-	known, ok := s.policies.get(project)
+	known, ok := s.knownPolicy(project)
 	age := time.Duration(max(0, t.now-known.seen)) * time.Millisecond
 	if !ok || age > s.opts.MaxStale {
 		s.getPolicy.misses.Add(1)
-		return nil, err
+		return nil, unknownPolicy(err)
 	}
 	s.getPolicy.answers.Add(1)
 	s.opts.Stale(ctx, age)

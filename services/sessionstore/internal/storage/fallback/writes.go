@@ -129,7 +129,9 @@ func (s *Store) changed(project string, p *sessionv1.ProjectPolicy, err error, t
 	switch {
 	case err == nil, errors.Is(err, storage.ErrNotFound):
 		s.policies.set(project, p, t)
+		s.catalog.learn(project, p)
 	case unknown(err):
 		s.policies.drop(project)
+		s.catalog.doubt(project)
 	}
 }
