@@ -21,7 +21,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 func (c *Config) StoreFlags(fs *pflag.FlagSet) {
 	c.redisFlags(fs)
 	c.outageFlags(fs)
-	fs.StringVar(&c.DataDir, "data-dir", "", "`directory` that makes the embedded store durable, empty for memory only; with Redis, where the outage journal is, and the marks by which lost data is detected after a restart")
+	fs.StringVar(&c.DataDir, "data-dir", "", "`directory` that makes the embedded store durable, empty for memory only; with Redis, where the outage journal, the projects' policies and the marks that detect lost data are kept")
 	fs.IntVar(&c.Shards, "shards", 64, "number of shards, fixed for a deployment's life; 1 to 1024")
 	fs.IntVar(&c.MaxEvents, "max-events", 1000, "events kept in a session's log; 1 to 100000")
 	fs.DurationVar(&c.SettleMax, "settle-max", 10*time.Minute, "how long past its deadline a session waits for activity that is still in the feed")
@@ -56,7 +56,7 @@ func (c *Config) outageFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.WriteFallback, "write-fallback", "", "what becomes of writes while Redis is away: fail_fast, or journal to keep them in --data-dir until Redis takes them; journal where --data-dir is given with Redis, else fail_fast")
 	fs.IntVar(&c.NearCache, "near-cache-sessions", 100_000, "sessions whose last known state is remembered, within 256 MiB, with Redis; 1 to 10000000")
 	fs.DurationVar(&c.ReadCache, "read-cache", 0, "answer reads of a session that was read within this from memory, without asking Redis: other replicas' changes may be seen that much later; 0 to ask always, else 10ms to 10s")
-	fs.Int64Var(&c.JournalBytes, "journal-max-bytes", 256<<20, "most `bytes` of writes that wait in the journal; at least 1 MiB")
+	fs.Int64Var(&c.JournalBytes, "journal-max-bytes", 256<<20, "most `bytes` of pending writes in the journal, and a quarter as many of dead letters; at least 1 MiB")
 }
 
 func (c *Config) policyFlags(fs *pflag.FlagSet) {

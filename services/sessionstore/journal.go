@@ -3,6 +3,7 @@ package sessionstore
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"time"
 
 	"go.opentelemetry.io/otel/metric"
@@ -45,6 +46,7 @@ func (b *backend) openJournal(cfg Config, tel *telemetry.Telemetry, marks *serve
 		return err
 	}
 	b.Store, b.journal = j, j
+	b.near.KeepPolicies(filepath.Join(cfg.DataDir, "policies"), tel.Log) //nolint:contextcheck // they are read for as long as the store is open
 	b.standsIn = func() bool { return j.Err() == nil }
 	return nil
 }
@@ -58,12 +60,14 @@ func observeJournal(provider metric.MeterProvider, j *journal.Store, now func() 
 	accepted, err4 := meter.Int64ObservableCounter("stoker_journal_accepted", metric.WithDescription("Writes accepted by the journal."))
 	letters, err5 := meter.Int64ObservableGauge("stoker_journal_dead_letters", metric.WithDescription("Accepted writes that the store has refused."))
 	broken, err6 := meter.Int64ObservableGauge("stoker_journal_broken", metric.WithDescription("1 while the journal cannot be written, else 0."))
-	_, err7 := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+	parked, err7 := meter.Int64ObservableGauge("stoker_journal_parked_sessions", metric.WithDescription("Sessions whose accepted writes are not replayed, since one was refused and the dead-letter queue is full."))
+	_, err8 := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error {
 		st := j.Stats()
 		o.ObserveInt64(waiting, st.Waiting)
 		o.ObserveInt64(bytes, st.Bytes)
 		o.ObserveInt64(accepted, st.Accepted)
 		o.ObserveInt64(letters, st.DeadLetters)
+		o.ObserveInt64(parked, int64(st.Parked))
 		old, fails := 0.0, int64(0)
 		if !st.Oldest.IsZero() {
 			old = max(0, now().Sub(st.Oldest).Seconds())
@@ -74,6 +78,6 @@ func observeJournal(provider metric.MeterProvider, j *journal.Store, now func() 
 		o.ObserveFloat64(age, old)
 		o.ObserveInt64(broken, fails)
 		return nil
-	}, waiting, bytes, age, accepted, letters, broken)
-	return errors.Join(err1, err2, err3, err4, err5, err6, err7)
+	}, waiting, bytes, age, accepted, letters, parked, broken)
+	return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8)
 }

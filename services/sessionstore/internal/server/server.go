@@ -110,7 +110,7 @@ func (s *Server) effective(ctx context.Context, field, project string, own *sess
 	var projects *sessionv1.TTLPolicy
 	if project != "" {
 		p, err := s.cfg.Store.GetPolicy(ctx, project)
-		if err != nil && !errors.Is(err, storage.ErrNotFound) {
+		if complete := errors.Is(err, storage.ErrUnavailable) && lifetime.Complete(own); err != nil && !complete && !errors.Is(err, storage.ErrNotFound) {
 			return nil, nil, err
 		}
 		projects = p.GetPolicy()

@@ -31,6 +31,12 @@ func ToStatus(err error) error {
 		return rpc.Error(codes.FailedPrecondition, rpc.ReasonSessionOver, "the session has ended or expired", nil, 0)
 	case errors.Is(err, storage.ErrExhausted):
 		return rpc.Error(codes.ResourceExhausted, rpc.ReasonLimitReached, "a limit of the store is reached", nil, wait(err))
+	case errors.Is(err, storage.ErrPolicyUnknown):
+		return rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable, "project: the store cannot answer now, and this replica does not know the project's policy; try again, or give a ttlPolicy with every field set", nil, wait(err))
+	case errors.Is(err, storage.ErrDisk):
+		return rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable, "the store answers reads only: the disk of its data directory is full or cannot be written", nil, wait(err))
+	case errors.Is(err, storage.ErrDeadLetters):
+		return rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable, "the store cannot answer now, and its journal is full of writes behind dead letters: an operator must retry or drop these", nil, wait(err))
 	case errors.Is(err, storage.ErrJournal):
 		return rpc.Error(codes.Unavailable, rpc.ReasonStoreUnavailable, "the store cannot answer now, and its journal is full or cannot be written; try again", nil, wait(err))
 	case errors.Is(err, storage.ErrUnavailable), errors.Is(err, storage.ErrClosed):

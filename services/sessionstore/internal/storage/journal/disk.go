@@ -62,6 +62,20 @@ func (d *disk) append(record []byte) (place, error) {
 	return place{d.log, seq}, nil
 }
 
+// appendEach puts n records at the end.
+func (d *disk) appendEach(n int, record func(i int) ([]byte, error)) (at place, err error) {
+	for i := range n {
+		b, err := record(i)
+		if err != nil {
+			return place{}, err
+		}
+		if at, err = d.append(b); err != nil {
+			return place{}, err
+		}
+	}
+	return at, nil
+}
+
 // last is the place of the latest record. Without a log nothing is durable that
 // an answer could rest on.
 func (d *disk) last() (place, error) {

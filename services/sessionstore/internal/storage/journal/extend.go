@@ -16,6 +16,7 @@ import (
 func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage.ExtendResult, error) {
 	items = slices.Clone(items)
 	out := make([]storage.ExtendResult, len(items))
+	s.awaitReplay(ctx, sessionsOf(items)...)
 	var ask []int
 	for i := range items {
 		if items[i].Time.IsZero() {
@@ -48,6 +49,14 @@ func (s *Store) Extend(ctx context.Context, items []storage.Activity) ([]storage
 		s.opts.Marked(ctx)
 	}
 	return out, nil
+}
+
+func sessionsOf(items []storage.Activity) []string {
+	out := make([]string, len(items))
+	for i, a := range items {
+		out[i] = a.SessionID
+	}
+	return out
 }
 
 // extendBelow asks the store underneath about some of the items.
@@ -104,6 +113,20 @@ func (s *Store) extend(ctx context.Context, a storage.Activity, out *storage.Ext
 	}
 }
 
+// mayHaveExpired says whether a replica may have expired a session: its deadline is
+// before the latest hold, or was passed settle_max ago by what the store underneath
+// knows.
+func (s *Store) mayHaveExpired(sess *sessionv1.Session, now time.Time) bool {
+	known := lifetime.Millis(sess.GetExpireTime())
+	if known < s.said.Load() {
+		return true
+	}
+	if q := s.waiting.of(sess.GetId()); q != nil {
+		known = q.deadline // it never changes
+	}
+	return known > 0 && known < s.settled(now).UnixMilli()
+}
+
 func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.ExtendResult) (place, error) {
 	// What was applied must be written down, also when the caller leaves between.
 	ctx = context.WithoutCancel(ctx)
@@ -112,8 +135,8 @@ func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.Ext
 		if err != nil {
 			return nil, err
 		}
-		if before.GetEndTime() == nil && lifetime.Millis(before.GetExpireTime()) < s.said.Load() {
-			return nil, unavailable(errWaiting) // it may have been let go
+		if before.GetEndTime() == nil && s.mayHaveExpired(before, at) {
+			return nil, unavailable(errWaiting)
 		}
 		res, err := s.shadow.Extend(ctx, []storage.Activity{a})
 		if err != nil {

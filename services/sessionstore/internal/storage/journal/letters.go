@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -30,10 +31,13 @@ type letter struct {
 	reason string
 }
 
+func (l *letter) size() int64 { return l.write.size + int64(len(l.reason)) }
+
 // letters are the dead letters, by id.
 type letters struct {
-	mu sync.Mutex
-	by map[string]*letter
+	mu    sync.Mutex
+	by    map[string]*letter
+	bytes int64
 	// retrying is held by who retries or drops one.
 	retrying sync.Mutex
 }
@@ -42,10 +46,26 @@ func (l *letters) init() { l.by = map[string]*letter{} }
 
 func (s *Store) letterID(seq int64) string { return fmt.Sprintf("%s-%012d", s.holder, seq) }
 
-func (l *letters) add(id string, a *accepted, reason string) {
+// add takes a dead letter, and returns false where that would be more than most,
+// or more than maxBytes in all.
+func (l *letters) add(id string, a *accepted, reason string, most int, maxBytes int64) bool {
+	x := &letter{id, a, reason}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.by[id] = &letter{id, a, reason}
+	if l.by[id] != nil {
+		return true
+	}
+	if len(l.by) >= most || len(l.by) > 0 && l.bytes+x.size() > maxBytes {
+		return false
+	}
+	l.by[id] = x
+	l.bytes += x.size()
+	return true
+}
+
+// restore puts a dead letter back that is on disk, whatever the bounds are now.
+func (l *letters) restore(id string, a *accepted, reason string) {
+	l.add(id, a, reason, math.MaxInt, math.MaxInt64)
 }
 
 func (l *letters) has(id string) bool { return l.get(id) != nil }
@@ -59,7 +79,10 @@ func (l *letters) get(id string) *letter {
 func (l *letters) remove(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.by, id)
+	if x := l.by[id]; x != nil {
+		l.bytes -= x.size()
+		delete(l.by, id)
+	}
 }
 
 func (l *letters) count() int64 {
@@ -135,9 +158,23 @@ func (s *Store) RetryDeadLetter(ctx context.Context, id string, drop bool) error
 		err = at.wait(ctx)
 	}
 	if err != nil {
-		s.letters.add(id, l.write, l.reason)
+		s.letters.restore(id, l.write, l.reason)
+		return err
 	}
-	return err
+	s.resumeParked(ctx)
+	return nil
+}
+
+// lettersFull is the code of the warning that the dead-letter queue is full.
+const lettersFull = "dead-letters-full"
+
+// resumeParked replays the sessions that wait for room among the dead letters. The
+// warning is raised again where that does not suffice.
+func (s *Store) resumeParked(ctx context.Context) {
+	s.board.Clear(ctx, lettersFull, "")
+	if s.waiting.unpark() {
+		s.poke()
+	}
 }
 
 // errGone is the reason why a dead letter cannot be replayed when its session is

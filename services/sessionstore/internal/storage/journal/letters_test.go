@@ -80,3 +80,88 @@ func TestReadsAfterReplay(t *testing.T) {
 	}
 	must[*sessionv1.Session](t)(r.Update(ctx, id, label("a", "2")))
 }
+
+// TestDeadLettersAreBounded: more writes are refused than the dead-letter queue takes.
+// Nothing acknowledged is dropped: the sessions of the others wait, which is in the
+// status, other sessions go on, and the journal's own bound refuses what is new in
+// the end. It is the same after a restart. Once there is room, they go on.
+func TestDeadLettersAreBounded(t *testing.T) {
+	for name, bound := range map[string]func(*Options){
+		"number": func(o *Options) { o.MaxLetters = 3 },
+		"bytes":  func(o *Options) { o.MaxLetters, o.MaxLetterBytes = 1000, 1500 },
+	} {
+		t.Run(name, func(t *testing.T) { testLettersBound(t, bound) })
+	}
+}
+
+func testLettersBound(t *testing.T, bound func(*Options)) {
+	ctx := t.Context()
+	const refused, most = 12, 60
+	r := newRig(t, t.TempDir(), bound, func(o *Options) { o.MaxWrites = most })
+	defer r.close()
+	good := r.create("good")
+	ids := make([]string, refused)
+	for i := range ids {
+		ids[i] = r.create("ann")
+	}
+	r.below.Set(storagetest.Refuses)
+	for _, id := range ids {
+		must[*sessionv1.Session](t)(r.Update(ctx, id, storage.Update{IfRevision: 1, SetLabels: map[string]string{"a": "mine"}}))
+		must[*sessionv1.Session](t)(r.Update(ctx, id, label("b", "mine")))
+	}
+	must[[]string](t)(r.Append(ctx, good, []*sessionv1.Event{event("e")}))
+	for _, id := range ids { // meanwhile, elsewhere
+		must[*sessionv1.Session](t)(r.inner.Update(ctx, id, label("a", "theirs")))
+	}
+	r.below.Set(storagetest.Works)
+	stalled := func() {
+		t.Helper()
+		storagetest.Until(t, "the others are replayed", func() bool {
+			st := r.Stats()
+			return st.Parked > 0 && st.DeadLetters+int64(st.Parked) == refused && int(st.Waiting) == 2*st.Parked
+		})
+		if w := r.Status(ctx).Warnings; len(w) != 1 || w[0].Code != "dead-letters-full" {
+			t.Fatalf("warnings %v", w)
+		}
+	}
+	stalled()
+	if n := r.Stats().DeadLetters; n < 2 || n > 8 {
+		t.Fatalf("%d dead letters", n)
+	}
+	r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Works)
+	stalled()
+
+	// Others go on, those of a session that waits are accepted behind what waits, and
+	// no longer than there is room.
+	must[[]string](t)(r.Append(ctx, good, []*sessionv1.Event{event("later")}))
+	var err error
+	more := 0
+	for ; err == nil; more++ {
+		for _, id := range ids {
+			if r.holds(id) {
+				_, err = r.Append(ctx, id, []*sessionv1.Event{event(storage.NewWriteID())})
+				break
+			}
+		}
+	}
+	wantErr(t, err, storage.ErrUnavailable, storage.ErrJournal, errLettersFull)
+	if kept := r.Stats().Waiting; more < 10 || kept > most {
+		t.Errorf("%d more writes were accepted, %d wait", more, kept)
+	}
+	for r.depth.Load() > 0 || r.Stats().DeadLetters > 0 {
+		if page, _ := r.DeadLetters(1, ""); len(page) == 1 {
+			if err := r.RetryDeadLetter(ctx, page[0].ID, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r.drained()
+	if w := r.Status(ctx).Warnings; len(w) != 0 {
+		t.Errorf("warnings %v", w)
+	}
+	for _, id := range ids {
+		if got := must[*sessionv1.Session](t)(r.inner.Get(ctx, id)).GetLabels(); got["a"] != "mine" || got["b"] != "mine" {
+			t.Errorf("%s has %v", id, got)
+		}
+	}
+}

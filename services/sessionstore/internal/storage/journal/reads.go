@@ -195,39 +195,6 @@ func upTo(events []*sessionv1.Event, start storage.Cursor) []*sessionv1.Event {
 	return events[:len(events):len(events)]
 }
 
-// List pages through sessions. It cannot be answered while writes wait: what it
-// left out would look as if it were not there.
-func (s *Store) List(ctx context.Context, q storage.ListQuery) (storage.SessionPage, error) {
-	if s.depth.Load() > 0 {
-		return storage.SessionPage{}, unavailable(errWaiting)
-	}
-	return s.Store.List(ctx, q)
-}
-
-// ActiveUsers pages through users, as List does through sessions.
-func (s *Store) ActiveUsers(ctx context.Context, q storage.ListQuery) (storage.UserPage, error) {
-	if s.depth.Load() > 0 {
-		return storage.UserPage{}, unavailable(errWaiting)
-	}
-	return s.Store.ActiveUsers(ctx, q)
-}
-
-// Census counts sessions, as List lists them.
-func (s *Store) Census(ctx context.Context) (storage.Census, error) {
-	if s.depth.Load() > 0 {
-		return storage.Census{}, unavailable(errWaiting)
-	}
-	return s.Store.Census(ctx)
-}
-
-// RevokeUser ends a user's sessions. While writes wait it could miss some.
-func (s *Store) RevokeUser(ctx context.Context, project, user string, except []string, reason string) (int, error) {
-	if s.depth.Load() > 0 {
-		return 0, unavailable(errWaiting)
-	}
-	return s.Store.RevokeUser(ctx, project, user, except, reason)
-}
-
 // Explain tells what became of a session's activity, of which only the store
 // underneath knows all.
 func (s *Store) Explain(ctx context.Context, id string) (storage.Explanation, error) {

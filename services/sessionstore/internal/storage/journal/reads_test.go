@@ -2,7 +2,6 @@ package journal
 
 import (
 	"context"
-	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -117,48 +116,5 @@ func TestLostAnswerIsSeenOnce(t *testing.T) {
 	page := must[storage.EventPage](t)(r.ListEvents(ctx, storage.EventQuery{SessionID: id, After: after, Limit: 10}))
 	if len(page.Events) > 0 {
 		t.Errorf("once more: %v", page.Events)
-	}
-}
-
-// TestWhatWouldMissSome: while writes wait, what would leave out their sessions
-// is not answered, although the store underneath could.
-func TestWhatWouldMissSome(t *testing.T) {
-	ctx := t.Context()
-	r := newRig(t, t.TempDir())
-	defer r.close()
-	inner := r.below.Store
-	var back, tried atomic.Bool
-	r.below.Store = &hooked{Store: inner, replay: func(ctx context.Context, w storage.Write) error {
-		if !back.Load() {
-			tried.Store(true)
-			return storage.ErrExhausted // no verdict either
-		}
-		return inner.Replay(ctx, w)
-	}}
-	r.below.Set(storagetest.Refuses)
-	id := r.create("ann")
-	r.below.Set(storagetest.Works)
-	storagetest.Until(t, "it was tried", tried.Load)
-	asks := map[string]func() error{
-		"List":        func() error { _, err := r.List(ctx, storage.ListQuery{Limit: 10}); return err },
-		"ActiveUsers": func() error { _, err := r.ActiveUsers(ctx, storage.ListQuery{Limit: 10}); return err },
-		"Census":      func() error { _, err := r.Census(ctx); return err },
-		"RevokeUser":  func() error { _, err := r.RevokeUser(ctx, "acme", "ann", nil, ""); return err },
-		"Explain":     func() error { _, err := r.Explain(ctx, id); return err },
-	}
-	for name, ask := range asks {
-		if err := ask(); !errors.Is(err, storage.ErrUnavailable) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	back.Store(true)
-	r.drained()
-	for name, ask := range asks {
-		if err := ask(); err != nil {
-			t.Errorf("%s once all is replayed: %v", name, err)
-		}
-	}
-	if n := r.Stats().DeadLetters; n != 0 {
-		t.Errorf("%d dead letters of a store that had no time", n)
 	}
 }

@@ -27,6 +27,8 @@ type accepted struct {
 	start string
 	// size is how many bytes it takes on disk.
 	size int64
+	// done: it was replayed, or is a dead letter. Guarded by waiting.mu.
+	done bool
 }
 
 // encode spells the record.
@@ -179,6 +181,10 @@ func (c *contents) sorted() []*accepted {
 	}
 	return out
 }
+
+// extends says whether a write was acknowledged as an extension: only then does a
+// report have the cursor of an event.
+func extends(w storage.Write) bool { return w.Extend != nil && w.Cursor != "" }
 
 // speaksOf is the earliest time that a write is about.
 func speaksOf(w storage.Write) time.Time {

@@ -11,20 +11,47 @@ import (
 // may be apart without harm.
 const clockMargin = 5 * time.Second
 
-// Sweep lets sessions go, but for those that have, or may have, activity
-// waiting here.
+// postponeMost is how long a replica leaves sweeping to others at a time, for what
+// it has yet to replay: the part of the store that it belongs to may be down.
+const postponeMost = time.Minute
+
+// Sweep expires sessions, but for those that have, or may have, activity waiting
+// here.
 func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
-	if err := s.hold(ctx); err != nil && !s.held.Load() {
+	err := s.publishHold(ctx)
+	if err != nil && !s.held.Load() {
 		return storage.SweepResult{}, err
+	}
+	if err == nil && s.postponeSweep() {
+		return storage.SweepResult{}, nil
 	}
 	return s.Store.Sweep(ctx)
 }
 
-// hold tells the store underneath, and by it every replica, what to leave
-// alone: what is due from the earliest time on that a waiting write speaks of,
-// or from now. Where it cannot, a hold of before stands, which leaves alone
-// more.
-func (s *Store) hold(ctx context.Context) error {
+// postponeSweep says whether a sweep would expire a session although an extension
+// of it was acknowledged: settle_max has passed since the deadline that the store
+// underneath knows, and no hold goes further.
+func (s *Store) postponeSweep() bool {
+	now := s.now()
+	if !s.waiting.overdue(s.settled(now)) {
+		s.postponed.Store(0)
+		return false
+	}
+	s.postponed.CompareAndSwap(0, now.UnixMilli())
+	return now.UnixMilli()-s.postponed.Load() < postponeMost.Milliseconds()
+}
+
+// settled returns the deadline before which sessions may have been expired by any
+// replica, whatever is held.
+func (s *Store) settled(now time.Time) time.Time { return now.Add(s.margin() - s.opts.SettleMax) }
+
+// margin is clockMargin, or less where settle_max is short.
+func (s *Store) margin() time.Duration { return min(clockMargin, s.opts.SettleMax/10) }
+
+// publishHold asks the store underneath, and by it every replica, to leave alone
+// what is due from the earliest time on that a pending write speaks of, or from now.
+// If it fails, the previous, stricter hold stays in force.
+func (s *Store) publishHold(ctx context.Context) error {
 	s.accepting.Lock() // every write that has its time is known below
 	now := s.now()
 	from, waits := s.waiting.earliest()
@@ -33,11 +60,10 @@ func (s *Store) hold(ctx context.Context) error {
 		from = now
 	}
 	// One too far back would count for nothing.
-	margin := min(clockMargin, s.opts.SettleMax/10)
-	if least := now.Add(margin - s.opts.SettleMax); from.Before(least) {
+	if least := now.Add(s.margin() - storage.HoldLife(s.opts.SettleMax)); from.Before(least) {
 		from = least
 	}
-	// From before it is said: whatever becomes of the call, it may have been heard.
+	// Record this before the call: it may take effect even if it returns an error.
 	for old := s.said.Load(); from.UnixMilli() > old && !s.said.CompareAndSwap(old, from.UnixMilli()); {
 		old = s.said.Load()
 	}

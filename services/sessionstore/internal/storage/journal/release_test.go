@@ -6,7 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
@@ -119,7 +122,8 @@ func TestHoldGivesWay(t *testing.T) {
 }
 
 // TestHoldIsThatOfWhatWaits: sweeps are held from the earliest activity that
-// waits, and from no time so far back that the hold would count for nothing.
+// waits, however long it has waited, and from no time so far back that the hold
+// would count for nothing.
 func TestHoldIsThatOfWhatWaits(t *testing.T) {
 	ctx := t.Context()
 	r := newRig(t, t.TempDir())
@@ -152,7 +156,9 @@ func TestHoldIsThatOfWhatWaits(t *testing.T) {
 	r.below.Set(storagetest.Works)
 	sweep("earlier activity waits", at.Add(5*time.Second))
 	r.clock.Advance(2 * settleMax)
-	sweep("it has waited for long", r.clock.Now().Add(clockMargin-settleMax))
+	sweep("it has waited for longer than settle_max", at.Add(5*time.Second))
+	r.clock.Advance(storage.HoldLife(settleMax))
+	sweep("it has waited for days", r.clock.Now().Add(clockMargin-storage.HoldLife(settleMax)))
 }
 
 // TestNoSweepWithoutAHold: a process that has told nobody what waits in its
@@ -198,7 +204,7 @@ func TestNoExtensionOfWhatMayBeGone(t *testing.T) {
 		if crash {
 			r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Works)
 			must[*sessionv1.Session](t)(r.Get(ctx, id)) // it is known again
-		} else if err := r.hold(ctx); err != nil { // no sweep of our own
+		} else if err := r.publishHold(ctx); err != nil { // no sweep of our own
 			t.Fatal(err)
 		}
 		r.below.Set(storagetest.Refuses)
@@ -209,5 +215,168 @@ func TestNoExtensionOfWhatMayBeGone(t *testing.T) {
 			t.Errorf("once the store answers again: %v", res[0])
 		}
 		r.close()
+	}
+}
+
+// long creates a session that lives for two hours, and for another two with an
+// extension.
+func (r *rig) long(user string) *sessionv1.Session {
+	r.t.Helper()
+	s := r.fresh(user)
+	now := r.clock.Now().UnixMilli()
+	s.TtlPolicy = lifetime.Resolve(&sessionv1.TTLPolicy{BaseTtl: durationpb.New(2 * time.Hour), Extension: durationpb.New(2 * time.Hour)}, s.GetTtlPolicy())
+	s.ExpireTime, s.CapTime = lifetime.Time(lifetime.Deadline(now, s.GetTtlPolicy())), lifetime.Time(lifetime.NewTerms(now, s.GetTtlPolicy()).Cap)
+	out, _, err := r.Create(context.Background(), s, "")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+// extendInOutage accepts an extension a minute before the deadline.
+func (r *rig) extendInOutage(s *sessionv1.Session) {
+	r.t.Helper()
+	r.clock.Advance(s.GetExpireTime().AsTime().Add(-time.Minute).Sub(r.clock.Now()))
+	res := must[[]storage.ExtendResult](r.t)(r.Extend(context.Background(), []storage.Activity{{SessionID: s.GetId()}}))
+	if res[0].Response.GetOutcome() != sessionv1.ExtendTTLResponse_EXTENDED {
+		r.t.Fatalf("got %v", res[0])
+	}
+}
+
+// TestHoldCountsFromEachDeadline: one replica is cut off for longer than settle_max,
+// with a write that has waited for all that time. What it acknowledges for a session
+// whose deadline comes late in the outage is applied, although another replica
+// sweeps meanwhile.
+func TestHoldCountsFromEachDeadline(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	defer r.close()
+	other := r.beside(t.TempDir())
+	defer func() { _ = other.Close() }()
+	first, s := r.create("ann"), r.long("bob")
+	sweep := func(by *rig) {
+		t.Helper()
+		must[storage.SweepResult](t)(by.Sweep(ctx))
+	}
+	sweep(r)
+	sweep(other)
+	r.below.Set(storagetest.Refuses)
+	must[[]string](t)(r.Append(ctx, first, []*sessionv1.Event{event("oldest")}))
+	for range 3 {
+		r.clock.Advance(30 * time.Minute)
+		sweep(other)
+	}
+	if got := must[*sessionv1.Session](t)(r.inner.Get(ctx, first)); got.GetEndTime() == nil {
+		t.Fatal("the other replica has expired nothing: it does not sweep")
+	}
+	r.extendInOutage(s)
+	r.clock.Advance(30 * time.Minute)
+	sweep(other)
+	r.drained()
+	for range 2 {
+		sweep(other)
+		sweep(r)
+	}
+	got := must[*sessionv1.Session](t)(r.inner.Get(ctx, s.GetId()))
+	if got.GetEndTime() != nil || got.GetExtensionCount() != 1 || !got.GetExpireTime().AsTime().Equal(s.GetExpireTime().AsTime().Add(2*time.Hour)) {
+		t.Errorf("after the outage it is %v", got)
+	}
+	// The event of the first one came too late, which is counted.
+	if n := r.Stats().DeadLetters; n != 1 {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
+// TestOwnSweepWaitsForExtensions: an outage lasts longer than settle_max after a
+// deadline that was extended in it. The replica that acknowledged this does not
+// expire the session before it has replayed the extension; another one may, and then
+// the extension is a dead letter.
+func TestOwnSweepWaitsForExtensions(t *testing.T) {
+	for _, elsewhere := range []bool{false, true} {
+		ctx := t.Context()
+		r, release := stuck(t, t.TempDir())
+		s := r.long("ann")
+		must[storage.SweepResult](t)(r.Sweep(ctx))
+		r.below.Set(storagetest.Refuses)
+		r.extendInOutage(s)
+		r.clock.Advance(settleMax + 10*time.Minute)
+		r.below.Set(storagetest.Works)
+		must[storage.SweepResult](t)(r.Sweep(ctx)) // before anything was replayed
+		if elsewhere {
+			must[storage.SweepResult](t)(r.inner.Sweep(ctx))
+		}
+		if n := r.depth.Load(); n != 1 {
+			t.Fatalf("%d writes wait", n)
+		}
+		release()
+		r.drained()
+		must[storage.SweepResult](t)(r.Sweep(ctx))
+		got, letters := must[*sessionv1.Session](t)(r.inner.Get(ctx, s.GetId())), r.Stats().DeadLetters
+		if lost := got.GetEndTime() != nil; lost != elsewhere || (got.GetExtensionCount() == 1) == elsewhere || (letters == 1) != elsewhere {
+			t.Errorf("swept elsewhere %v: it is %v, with %d dead letters", elsewhere, got, letters)
+		}
+		if page, _ := r.DeadLetters(10, ""); elsewhere && (len(page) != 1 || page[0].Operation != "ExtendTTL" || page[0].SessionID != s.GetId()) {
+			t.Errorf("dead letters %v", page)
+		}
+		r.close()
+	}
+}
+
+// TestSweepIsPostponedForABoundedTime: a replica that cannot replay an extension
+// sweeps again after a while, since it may be a part of the store that is down.
+func TestSweepIsPostponedForABoundedTime(t *testing.T) {
+	ctx := t.Context()
+	r, release := stuck(t, t.TempDir())
+	defer r.close()
+	defer release()
+	s := r.long("ann")
+	r.below.Set(storagetest.Refuses)
+	r.extendInOutage(s)
+	r.clock.Advance(settleMax + 10*time.Minute)
+	r.below.Set(storagetest.Works)
+	swept := 0
+	r.below.Store.(*hooked).sweep = func() { swept++ }
+	for range 2 {
+		must[storage.SweepResult](t)(r.Sweep(ctx))
+		r.clock.Advance(postponeMost / 2)
+	}
+	if swept != 0 {
+		t.Error("not postponed")
+	}
+	must[storage.SweepResult](t)(r.Sweep(ctx))
+	if swept != 1 {
+		t.Error("postponed for ever")
+	}
+}
+
+// TestNoExtensionOfWhatMayHaveExpired: settle_max after the deadline that the store
+// underneath knows, any replica may have expired a session, so no further report
+// about it is accepted.
+func TestNoExtensionOfWhatMayHaveExpired(t *testing.T) {
+	ctx := t.Context()
+	r, release := stuck(t, t.TempDir())
+	defer r.close()
+	defer release()
+	s := r.long("ann")
+	r.below.Set(storagetest.Refuses)
+	r.extendInOutage(s)
+	r.clock.Advance(settleMax + time.Minute)
+	res := must[[]storage.ExtendResult](t)(r.Extend(ctx, []storage.Activity{{SessionID: s.GetId()}}))
+	wantErr(t, res[0].Err, storage.ErrUnavailable)
+}
+
+// TestExtensionOfWhatWasEnded: an extension of a session that somebody has ended is
+// superseded, and no dead letter.
+func TestExtensionOfWhatWasEnded(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	defer r.close()
+	s := r.long("ann")
+	r.below.Set(storagetest.Refuses)
+	r.extendInOutage(s)
+	must[*sessionv1.Session](t)(r.inner.End(ctx, s.GetId(), "elsewhere"))
+	r.drained()
+	if n := r.Stats().DeadLetters; n != 0 {
+		t.Errorf("%d dead letters", n)
 	}
 }

@@ -23,6 +23,9 @@ import (
 var (
 	// errFull: the journal holds as much as it may.
 	errFull = errors.New("it holds as much as it may")
+	// errLettersFull: that is so because refused writes find no room among the
+	// dead letters.
+	errLettersFull = fmt.Errorf("%w, and %w", errFull, storage.ErrDeadLetters)
 	// errWaiting: what was asked would be answered wrongly as long as accepted
 	// writes wait to be replayed.
 	errWaiting = errors.New("accepted writes wait to be replayed")
@@ -49,6 +52,11 @@ type Options struct {
 	// MaxBytes and MaxWrites bound what waits; default 256 MiB and 1,000,000.
 	MaxBytes  int64
 	MaxWrites int
+	// MaxLetters and MaxLetterBytes bound the dead-letter queue; default 10,000
+	// and a quarter of MaxBytes. A refused write for which there is no room in it
+	// goes on waiting.
+	MaxLetters     int
+	MaxLetterBytes int64
 	// Marked is told of each call that was acknowledged from the journal, Stale
 	// of each that was answered from it, with the age of what the answer is built
 	// on, 0 or more. They must not block; nobody is told where nil.
@@ -61,6 +69,9 @@ type Options struct {
 	create func(path string) (wal.File, error)
 	// reopenEvery is how often a broken journal is opened again; 1 s but in tests.
 	reopenEvery time.Duration
+	// replayWait is how long a write waits at most for the earlier ones of its
+	// session to be replayed, while they are; 1 s but in tests.
+	replayWait time.Duration
 }
 
 func (o Options) withDefaults() (Options, error) {
@@ -72,6 +83,15 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.MaxWrites == 0 {
 		o.MaxWrites = 1_000_000
+	}
+	if o.MaxLetters == 0 {
+		o.MaxLetters = 10_000
+	}
+	if o.MaxLetterBytes == 0 {
+		o.MaxLetterBytes = o.MaxBytes / 4
+	}
+	if o.replayWait == 0 {
+		o.replayWait = time.Second
 	}
 	if o.SettleMax <= 0 {
 		o.SettleMax = 10 * time.Minute
@@ -117,8 +137,12 @@ type Store struct {
 
 	waiting waiting
 	letters letters
+	board   *storage.WarningBoard
 	// held: the store underneath has been told of a hold of this process.
 	held atomic.Bool
+	// postponed is since when this replica does not sweep, in Unix milliseconds, 0
+	// while it does.
+	postponed atomic.Int64
 	// made are the sessions made of late, by the request key they were made under.
 	made *otter.Cache[string, string]
 	// said is the latest time, in Unix milliseconds, that a hold was moved to: who
@@ -155,7 +179,8 @@ func New(inner storage.Store, opts Options) (*Store, error) {
 	}
 	s := &Store{
 		Store: inner, opts: opts, shadow: shadow, seed: maphash.MakeSeed(), wake: make(chan struct{}, 1),
-		disk: disk{opts: wal.Options{Dir: opts.Dir, Create: opts.create}},
+		disk:  disk{opts: wal.Options{Dir: opts.Dir, Create: opts.create}},
+		board: storage.NewWarningBoard(opts.Log, opts.Clock),
 	}
 	s.waiting.init()
 	s.letters.init()
@@ -233,7 +258,7 @@ func (s *Store) take(c *contents) {
 		s.waiting.seq = max(s.waiting.seq, seq)
 		reason, dead := c.dead[seq]
 		if dead && !c.done[seq] {
-			s.letters.add(s.letterID(seq), a, reason)
+			s.letters.restore(s.letterID(seq), a, reason)
 		}
 		if !left[a.write.SessionID] || seq < from[a.write.SessionID] {
 			continue
@@ -278,8 +303,10 @@ type Stats struct {
 	Drained int64
 	// Accepted counts the writes accepted since the start.
 	Accepted int64
-	// DeadLetters are kept.
+	// DeadLetters are kept. Parked are the sessions whose writes are not replayed
+	// because there is no room for another one.
 	DeadLetters int64
+	Parked      int
 	// Err is why the journal cannot be written, nil while it can.
 	Err error
 }
@@ -289,6 +316,13 @@ func (s *Store) Stats() Stats {
 	out := s.waiting.stats()
 	out.DeadLetters, out.Err = s.letters.count(), s.Err()
 	return out
+}
+
+// Status is that of the store underneath, with the journal's warnings.
+func (s *Store) Status(ctx context.Context) storage.Status {
+	st := s.Store.Status(ctx)
+	st.Warnings = storage.MergeWarnings(st.Warnings, s.board.List())
+	return st
 }
 
 // Err returns why the journal cannot be written, nil while it can.
@@ -302,8 +336,7 @@ func (s *Store) Close() error {
 		s.drains.Wait()
 		ctx, cancel := context.WithTimeout(context.Background(), lastDrain)
 		defer cancel()
-		if s.depth.Load() > 0 {
-			s.round(ctx)
+		for s.depth.Load() > 0 && s.round(ctx) {
 		}
 		if s.depth.Load() == 0 {
 			if err := s.Hold(ctx, s.holder, time.Time{}); err != nil {

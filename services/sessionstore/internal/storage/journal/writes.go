@@ -25,6 +25,7 @@ func unavailable(err error) error { return fmt.Errorf("%w: %w", storage.ErrUnava
 // write asks the store underneath, and accepts the write here when that cannot
 // answer or the session has writes waiting already.
 func write[T any](ctx context.Context, s *Store, id string, ask func() (T, error), apply func(at time.Time) (T, *storage.Write, error)) (T, error) {
+	s.awaitReplay(ctx, id)
 	return writeWith(ctx, s, id, with{}, ask, apply)
 }
 
@@ -66,6 +67,42 @@ func writeWith[T any](ctx context.Context, s *Store, id string, o with, ask func
 		}
 		s.opts.Marked(ctx)
 		return out, nil
+	}
+}
+
+// awaitReplay waits until the pending writes of sessions are replayed, for
+// replayWait at most and half of the time that the caller has left. What it waits
+// for goes to the store underneath then, so that the backlog only shrinks once
+// that answers, however fast new writes come. It returns at once where nothing is
+// being replayed.
+func (s *Store) awaitReplay(ctx context.Context, ids ...string) {
+	if s.depth.Load() == 0 {
+		return
+	}
+	var all []<-chan struct{}
+	for _, id := range ids {
+		if settled, leave := s.waiting.await(id); settled != nil {
+			defer leave()
+			all = append(all, settled)
+		}
+	}
+	if len(all) == 0 {
+		return
+	}
+	most := s.opts.replayWait
+	if until, ok := ctx.Deadline(); ok {
+		most = min(most, time.Until(until)/2)
+	}
+	over := time.NewTimer(most)
+	defer over.Stop()
+	for _, settled := range all {
+		select {
+		case <-settled:
+		case <-over.C:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -196,6 +233,11 @@ func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessi
 
 // End ends a session.
 func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
+	s.awaitReplay(ctx, id)
+	return s.end(ctx, id, reason)
+}
+
+func (s *Store) end(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
 	base, _, _ := s.opts.Base(id)
 	return writeWith(ctx, s, id, with{base: base}, func() (*sessionv1.Session, error) { return s.Store.End(ctx, id, reason) },
 		func(time.Time) (*sessionv1.Session, *storage.Write, error) {
@@ -218,6 +260,7 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 
 // Delete removes a session.
 func (s *Store) Delete(ctx context.Context, id string) error {
+	s.awaitReplay(ctx, id)
 	base, _, _ := s.opts.Base(id)
 	_, err := writeWith(ctx, s, id, with{base: base}, func() (struct{}, error) { return struct{}{}, s.Store.Delete(ctx, id) },
 		func(at time.Time) (struct{}, *storage.Write, error) {
