@@ -46,7 +46,7 @@ func (b *backend) openJournal(cfg Config, tel *telemetry.Telemetry, marks *serve
 		return err
 	}
 	b.Store, b.journal = j, j
-	b.near.KeepPolicies(filepath.Join(cfg.DataDir, "policies"), tel.Log) //nolint:contextcheck // they are read for as long as the store is open
+	b.near.KeepPolicies(filepath.Join(cfg.DataDir, "policies"), tel.Log)
 	b.standsIn = func() bool { return j.Err() == nil }
 	return nil
 }

@@ -104,7 +104,7 @@ func (c *catalog) refresh(ctx context.Context, s *Store) error {
 	c.mu.Unlock()
 	read, seen, token := map[string]*sessionv1.ProjectPolicy{}, s.now(), ""
 	for len(read) < c.most {
-		page, err := s.Store.ListPolicies(ctx, min(catalogPage, c.most-len(read)), token)
+		page, err := s.ListPolicies(ctx, min(catalogPage, c.most-len(read)), token)
 		if err != nil {
 			return err
 		}

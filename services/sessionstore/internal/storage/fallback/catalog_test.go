@@ -65,7 +65,7 @@ func (k *keeper) stop() {
 	if k.Store == nil {
 		return
 	}
-	if err := k.Store.Close(); err != nil {
+	if err := k.Close(); err != nil {
 		k.t.Fatal(err)
 	}
 	k.Store = nil

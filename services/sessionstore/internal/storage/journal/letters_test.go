@@ -95,6 +95,7 @@ func TestDeadLettersAreBounded(t *testing.T) {
 }
 
 func testLettersBound(t *testing.T, bound func(*Options)) {
+	t.Helper()
 	ctx := t.Context()
 	const refused, most = 12, 60
 	r := newRig(t, t.TempDir(), bound, func(o *Options) { o.MaxWrites = most })

@@ -207,14 +207,13 @@ func TestListsWhileSessionsLeave(t *testing.T) {
 			ctx := t.Context()
 			r, release := stuck(t, t.TempDir())
 			defer r.close()
-			id := ""
-			if op != "created" {
-				id = r.create("ann")
+			if op == "created" {
+				r.below.Set(storagetest.Refuses)
 			}
+			id := r.create("ann")
 			r.below.Set(storagetest.Refuses)
 			switch op {
 			case "created":
-				id = r.create("ann")
 			case "ended":
 				must[*sessionv1.Session](t)(r.End(ctx, id, "done"))
 			default:

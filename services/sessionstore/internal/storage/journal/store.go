@@ -336,7 +336,8 @@ func (s *Store) Close() error {
 		s.drains.Wait()
 		ctx, cancel := context.WithTimeout(context.Background(), lastDrain)
 		defer cancel()
-		for s.depth.Load() > 0 && s.round(ctx) {
+		for moved := true; moved && s.depth.Load() > 0; {
+			moved = s.round(ctx)
 		}
 		if s.depth.Load() == 0 {
 			if err := s.Hold(ctx, s.holder, time.Time{}); err != nil {
