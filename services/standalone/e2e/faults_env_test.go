@@ -26,7 +26,6 @@ import (
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
-	"github.com/livinguniverse/stoker/services/sessionstore"
 )
 
 // What the store under test runs with.
@@ -46,18 +45,33 @@ type faultEnv struct {
 	redis *redistest.Server
 	raw   *goredis.Client
 	proxy *toxiproxy.Proxy
+	// front, sentinel and password are there in the rows that have some.
+	front    *redistest.Front
+	sentinel *redistest.Sentinel
+	// former is the server that a name pointed to before it moved.
+	former   *redistest.Server
+	password string // the file with the store's
+	// url is how another replica of the store connects, beside any proxy.
+	url   string
 	store sessionv1.StorageServiceClient
 	admin sessionv1.AdminServiceClient
+	// quiet keeps the clients from calling.
+	quiet atomic.Bool
 	// skew is by how much the store's clock differs from that of Redis, in ns.
 	skew atomic.Int64
 
 	mu sync.Mutex
-	// acked is what was acknowledged: the events of each session.
-	acked map[string]map[string]bool
+	// acked is what was acknowledged: the events of each session, and when.
+	acked map[string]map[string]time.Time
 	ids   []string
 	// deadlines are those that the creations were answered with.
 	deadlines map[string]time.Time
-	calls     []faultCall
+	// born is when the creations were called, and when they were acknowledged, by the
+	// clock of Redis, which runs on the same machine.
+	born map[string][2]time.Time
+	// gone are the acknowledged writes that lost did not find.
+	gone  []goneWrite
+	calls []faultCall
 	// missing are sessions that a read said are not there though they were
 	// acknowledged.
 	missing int
@@ -78,21 +92,6 @@ type faultCall struct {
 	// stale: it was answered from what the store remembers. journaled: the
 	// journal took it.
 	stale, journaled bool
-}
-
-// newFaultEnv starts both, with more arguments for each.
-func newFaultEnv(t *testing.T, redis []string, store ...string) *faultEnv {
-	t.Helper()
-	server := redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, redis...)...)
-	e := &faultEnv{redis: server, raw: goredis.NewClient(&goredis.Options{Addr: server.Addr}), acked: map[string]map[string]bool{}, deadlines: map[string]time.Time{}}
-	t.Cleanup(func() { _ = e.raw.Close() })
-	e.proxy = newProxy(t, server.Addr)
-	conn := openStore(t, func(c *sessionstore.Config) { c.Clock = e.now }, append([]string{
-		"--redis-url", "redis://" + e.proxy.Listen, "--redis-timeout", faultTimeout.String(),
-		"--breaker-failures", fmt.Sprint(faultFailures), "--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms",
-	}, store...)...)
-	e.store, e.admin = sessionv1.NewStorageServiceClient(conn), sessionv1.NewAdminServiceClient(conn)
-	return e
 }
 
 // now is the store's clock.
@@ -155,6 +154,9 @@ func (e *faultEnv) drive(t *testing.T, stop <-chan struct{}) *sync.WaitGroup {
 					return
 				case <-tick.C:
 				}
+				if e.quiet.Load() {
+					continue
+				}
 				ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 				do(ctx, n)
 				cancel()
@@ -179,9 +181,10 @@ func (e *faultEnv) write(ctx context.Context, w, n int) {
 		e.note(faultCall{begin: begin, write: true}, err)
 		if err == nil {
 			e.mu.Lock()
-			e.acked[s.GetId()] = map[string]bool{}
+			e.acked[s.GetId()] = map[string]time.Time{}
 			e.ids = append(e.ids, s.GetId())
 			e.deadlines[s.GetId()] = s.GetExpireTime().AsTime()
+			e.born[s.GetId()] = [2]time.Time{begin, time.Now()}
 			e.mu.Unlock()
 		}
 		return
@@ -195,7 +198,7 @@ func (e *faultEnv) write(ctx context.Context, w, n int) {
 	e.note(faultCall{begin: begin, write: true}, err)
 	if err == nil {
 		e.mu.Lock()
-		e.acked[id][event] = true
+		e.acked[id][event] = time.Now()
 		e.mu.Unlock()
 	}
 }
@@ -245,53 +248,6 @@ func (e *faultEnv) watchBreakers(stop <-chan struct{}) {
 			}
 		}
 	}
-}
-
-// lost reads everything that was acknowledged back, and counts what is not
-// there.
-func (e *faultEnv) lost(t *testing.T) (writes, lost int) {
-	t.Helper()
-	e.mu.Lock()
-	acked := maps.Clone(e.acked)
-	e.mu.Unlock()
-	for id, events := range acked {
-		writes += 1 + len(events)
-		_, stale, err := e.get(t.Context(), id)
-		if stale {
-			t.Fatal("what is remembered cannot tell what was lost")
-		}
-		if err != nil {
-			if status.Code(err) != codes.NotFound {
-				t.Fatal(err)
-			}
-			lost += 1 + len(events)
-			continue
-		}
-		have := map[string]bool{}
-		after := "0"
-		for {
-			page, err := e.store.ListEvents(t.Context(), &sessionv1.ListEventsRequest{Id: id, After: &after, Limit: 1000})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, ev := range page.GetEvents() {
-				if have[ev.GetId()] {
-					t.Errorf("event %s of %s is stored twice", ev.GetId(), id)
-				}
-				have[ev.GetId()] = true
-			}
-			if len(page.GetEvents()) == 0 {
-				break
-			}
-			after = page.GetNextCursor()
-		}
-		for ev := range events {
-			if !have[ev] {
-				lost++
-			}
-		}
-	}
-	return writes, lost
 }
 
 // byCode spells how many calls failed, by code.

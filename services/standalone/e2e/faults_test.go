@@ -13,7 +13,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 
-	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/standalone/internal/docmark"
 )
 
@@ -31,6 +30,16 @@ type fault struct {
 	reads bool
 	// loses: what was acknowledged is lost, and that must be told.
 	loses bool
+	// evicts: the server drops what was acknowledged without a word; warns must say so.
+	evicts bool
+	// either: calls may fail, breakers open and reads be answered from memory, or not.
+	either bool
+	// warns is the code of a warning that the status must have throughout; empty for
+	// none.
+	warns string
+	// start starts another deployment than a server behind a proxy, and returns how
+	// the store connects to it; nil for that.
+	start func(t *testing.T, e *faultEnv) (args []string)
 	// after looks at what the others do not; nil for nothing.
 	after func(t *testing.T, e *faultEnv)
 	// slack is what recovery may take beyond the breakers' delay and a second.
@@ -158,7 +167,7 @@ func flapping(times int) func(t *testing.T, e *faultEnv) {
 // there, between the marks.
 func TestFaultMatrix(t *testing.T) {
 	var rows []string
-	for _, f := range slices.Concat(faults, clockFaults) {
+	for _, f := range slices.Concat(faults, clockFaults, loginFaults, connectionFaults, evictionFaults()) {
 		t.Run(f.name, func(t *testing.T) {
 			m := f.run(t)
 			rows = append(rows, m.row(f))
@@ -171,7 +180,7 @@ func TestFaultMatrix(t *testing.T) {
 }
 
 func (f fault) run(t *testing.T) measured {
-	e := newFaultEnv(t, f.redis)
+	e := f.startEnv(t)
 	stop, watched := make(chan struct{}), make(chan struct{})
 	load := e.drive(t, stop)
 	eventually(t, 20*time.Second, "the load is on", func() bool {
@@ -182,6 +191,7 @@ func (f fault) run(t *testing.T) measured {
 	var watch sync.WaitGroup
 	watch.Go(func() { e.watchBreakers(watched) })
 
+	f.checkWarning(t, e)
 	began, healed := f.strike(t, e)
 	ok := func(write bool) func() bool {
 		return func() bool { return e.answeredSince(healed, write) > 20 }
@@ -281,17 +291,11 @@ func (f fault) judge(t *testing.T, e *faultEnv, m measured) {
 	if len(badMarks) > 0 {
 		t.Errorf("%d answers are marked wrongly: %v", len(badMarks), badMarks[0])
 	}
-	if f.reads != (m.stale > 0) || f.reads && m.failedReads > 0 {
-		t.Errorf("%d reads were answered from memory, which there must be: %v; %d failed", m.stale, f.reads, m.failedReads)
-	}
-	if failed := m.errors != "none"; failed != f.fails {
-		t.Errorf("failed calls: %s; that there are any must be %v", m.errors, f.fails)
-	}
 	if m.writes < 300 {
 		t.Errorf("only %d writes were acknowledged: too few to tell anything", m.writes)
 	}
-	if f.opens != opened {
-		t.Errorf("a breaker opened: %v, want %v", opened, f.opens)
+	if !f.either {
+		f.judgeAnswers(t, m, opened)
 	}
 	if limit := faultFailures*faultTimeout + time.Second; m.opened > limit && f.lasts > 0 {
 		t.Errorf("opened after %v, want at most %v", m.opened, limit)
@@ -299,8 +303,14 @@ func (f fault) judge(t *testing.T, e *faultEnv, m measured) {
 	if limit := faultDelay + time.Second + f.slack; m.recovery > limit {
 		t.Errorf("recovered after %v, want at most %v", m.recovery, limit)
 	}
-	st, err := e.admin.GetStoreStatus(t.Context(), &sessionv1.GetStoreStatusRequest{})
-	must(t, err)
+	f.checkWarning(t, e)
+	st := e.status(t)
+	if f.evicts {
+		if m.lost == 0 {
+			t.Errorf("none of %d acknowledged writes was evicted", m.writes)
+		}
+		return
+	}
 	if f.loses {
 		if m.lost == 0 || st.GetDataLossTime() == nil {
 			t.Errorf("%d writes lost, told %v", m.lost, st)
@@ -309,6 +319,28 @@ func (f fault) judge(t *testing.T, e *faultEnv, m measured) {
 	}
 	if m.lost > 0 || missing > 0 || st.GetDataLossTime() != nil {
 		t.Errorf("%d of %d acknowledged writes lost, %d sessions not found meanwhile, %v", m.lost, m.writes, missing, st)
+	}
+}
+
+// judgeAnswers holds a row to what it promises of the answers.
+func (f fault) judgeAnswers(t *testing.T, m measured, opened bool) {
+	t.Helper()
+	if f.reads != (m.stale > 0) || f.reads && m.failedReads > 0 {
+		t.Errorf("%d reads were answered from memory, which there must be: %v; %d failed", m.stale, f.reads, m.failedReads)
+	}
+	if failed := m.errors != "none"; failed != f.fails {
+		t.Errorf("failed calls: %s; that there are any must be %v", m.errors, f.fails)
+	}
+	if f.opens != opened {
+		t.Errorf("a breaker opened: %v, want %v", opened, f.opens)
+	}
+}
+
+// checkWarning waits for the warning that a row is to have.
+func (f fault) checkWarning(t *testing.T, e *faultEnv) {
+	t.Helper()
+	if f.warns != "" {
+		eventually(t, 10*time.Second, "the status warns of "+f.warns, func() bool { return e.warning(t, f.warns) != nil })
 	}
 }
 
