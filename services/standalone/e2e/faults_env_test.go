@@ -45,6 +45,8 @@ type faultEnv struct {
 	redis *redistest.Server
 	raw   *goredis.Client
 	proxy *toxiproxy.Proxy
+	// redisArgs are further arguments of the server.
+	redisArgs []string
 	// front, sentinel and password are there in the rows that have some.
 	front    *redistest.Front
 	sentinel *redistest.Sentinel

@@ -35,12 +35,12 @@ func newFaultEnv(t *testing.T, redis []string, store ...string) *faultEnv {
 // startEnv starts the row's deployment, and a store over it with more arguments.
 func (f fault) startEnv(t *testing.T, store ...string) *faultEnv {
 	t.Helper()
-	e := &faultEnv{acked: map[string]map[string]time.Time{}, deadlines: map[string]time.Time{}, born: map[string][2]time.Time{}}
+	e := &faultEnv{redisArgs: f.redis, acked: map[string]map[string]time.Time{}, deadlines: map[string]time.Time{}, born: map[string][2]time.Time{}}
 	start := f.start
 	if start == nil {
 		start = startBehindProxy
 	}
-	args := append(start(t, e.with(t, f.redis)),
+	args := append(start(t, e),
 		"--redis-timeout", faultTimeout.String(), "--breaker-failures", fmt.Sprint(faultFailures),
 		"--breaker-delay", faultDelay.String(), "--sweep-interval", "100ms")
 	conn := openStore(t, func(c *sessionstore.Config) { c.Clock = e.now }, append(args, store...)...)
@@ -48,25 +48,26 @@ func (f fault) startEnv(t *testing.T, store ...string) *faultEnv {
 	return e
 }
 
-// with starts the env's server, which appends to a file, with more arguments.
-func (e *faultEnv) with(t *testing.T, args []string) *faultEnv {
+// startServer starts the row's server, which appends to a file unless the row's
+// arguments say otherwise.
+func (e *faultEnv) startServer(t *testing.T) {
 	t.Helper()
-	e.redis = redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, args...)...)
+	e.redis = redistest.Start(t, append([]string{"--appendonly", "yes", "--appendfsync", "always"}, e.redisArgs...)...)
 	e.url = e.redis.URL()
-	e.raw = rawClient(t, e.redis.Addr)
-	return e
+	e.raw = goredis.NewClient(&goredis.Options{Addr: e.redis.Addr})
+	t.Cleanup(func() { _ = e.raw.Close() })
 }
 
-// rawClient connects to a server beside the store.
-func rawClient(t *testing.T, addr string) *goredis.Client {
+// startAlone starts a server that the store connects to itself.
+func startAlone(t *testing.T, e *faultEnv) []string {
 	t.Helper()
-	raw := goredis.NewClient(&goredis.Options{Addr: addr})
-	t.Cleanup(func() { _ = raw.Close() })
-	return raw
+	e.startServer(t)
+	return []string{"--redis-url", e.url}
 }
 
 func startBehindProxy(t *testing.T, e *faultEnv) []string {
 	t.Helper()
+	e.startServer(t)
 	e.proxy = newProxy(t, e.redis.Addr)
 	return []string{"--redis-url", "redis://" + e.proxy.Listen}
 }

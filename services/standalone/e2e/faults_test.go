@@ -249,12 +249,7 @@ func (e *faultEnv) measure(t *testing.T, began, healed time.Time) measured {
 	if !e.opened.IsZero() {
 		m.opened = e.opened.Sub(began)
 	}
-	for _, c := range e.calls {
-		if c.code == codes.Internal || c.code == codes.Unknown || c.code == codes.DataLoss {
-			t.Errorf("a call was answered %v: no fault of Redis is one of ours", c.code)
-			break
-		}
-	}
+	e.checkCodes(t)
 	var failed []time.Duration
 	first := map[bool]time.Time{}
 	for _, c := range e.calls {
@@ -280,6 +275,18 @@ func (e *faultEnv) measure(t *testing.T, began, healed time.Time) measured {
 		m.recovery = max(m.recovery, at.Sub(healed))
 	}
 	return m
+}
+
+// checkCodes reports calls that failed as only a defect of ours may. The caller holds
+// e.mu.
+func (e *faultEnv) checkCodes(t *testing.T) {
+	t.Helper()
+	for _, c := range e.calls {
+		if c.code == codes.Internal || c.code == codes.Unknown || c.code == codes.DataLoss {
+			t.Errorf("a call was answered %v: no fault of Redis is one of ours", c.code)
+			return
+		}
+	}
 }
 
 // judge holds a row to what it promises.

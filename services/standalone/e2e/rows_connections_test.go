@@ -47,6 +47,7 @@ func idleFault(name string, overTLS bool, opts redistest.FrontOptions) fault {
 		name: name, expect: "nobody notices",
 		start: func(t *testing.T, e *faultEnv) []string {
 			t.Helper()
+			e.startServer(t)
 			if !overTLS {
 				e.front = redistest.StartFront(t, e.redis.Addr, opts)
 				return []string{"--redis-url", "redis://" + e.front.Addr}
@@ -90,6 +91,7 @@ func (e *faultEnv) fillPools(t *testing.T) {
 // stands for the host name of the two.
 func startBehindName(t *testing.T, e *faultEnv) []string {
 	t.Helper()
+	e.startServer(t)
 	e.former = e.redis
 	e.front = redistest.StartFront(t, e.former.Addr, redistest.FrontOptions{})
 	host, port, _ := net.SplitHostPort(e.former.Addr)

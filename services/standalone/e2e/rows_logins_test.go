@@ -64,6 +64,7 @@ var loginFaults = []fault{
 // startWithPassword gives the store a user of its own, by the URL.
 func startWithPassword(t *testing.T, e *faultEnv) []string {
 	t.Helper()
+	e.startServer(t)
 	e.setUser(t, "on", ">"+oldPassword, "~*", "&*", "+@all")
 	return []string{"--redis-url", "redis://" + faultUser + ":" + oldPassword + "@" + e.redis.Addr + "/0"}
 }
@@ -71,6 +72,7 @@ func startWithPassword(t *testing.T, e *faultEnv) []string {
 // startWithPasswordFile gives the store a user of its own, with the password in a file.
 func startWithPasswordFile(t *testing.T, e *faultEnv) []string {
 	t.Helper()
+	e.startServer(t)
 	e.setUser(t, "on", ">"+oldPassword, "~*", "&*", "+@all")
 	e.password = filepath.Join(t.TempDir(), "password")
 	e.writePassword(t, oldPassword)
