@@ -81,7 +81,9 @@ func (d *driven) judgeFailover(t *testing.T, began, promoted, demoted time.Time)
 	if waited > serviceWithin {
 		t.Errorf("service %v after the promotion, want at most %v", waited, serviceWithin)
 	}
-	// It must last: from then on no call fails, but for those of lost sessions.
+	// It must last: once the journal is empty, no call fails, but for those of lost
+	// sessions.
+	eventually(t, 20*time.Second, "all is replayed, under load", func() bool { return d.status(t).GetJournalDepth() == 0 })
 	settled := time.Now()
 	if demoted.After(settled) {
 		settled = demoted
