@@ -52,10 +52,10 @@ e2e: deps build $(BIN)/.gen ## Run the slow suites: built binaries, Redis Cluste
 	go -C services/standalone test -tags e2e -timeout 32m -v ./e2e/...
 
 .PHONY: e2e-full
-e2e-full: e2e servers ## Run e2e, and the suites of Redis over Redis 8 and Valkey 8 (10 minutes more)
+e2e-full: e2e servers ## Run e2e, and the suites of Redis over Redis 8 and Valkey 8 (20 minutes more)
 	@for s in $(SERVERS); do echo "== $$($$s --version)"; \
 	  STOKER_REDIS_SERVER=$$s go -C pkg test -count 1 -timeout 5m ./redistest/; \
-	  STOKER_REDIS_SERVER=$$s go -C services/sessionstore test -count 1 -timeout 10m ./internal/storage/redis/; done
+	  STOKER_REDIS_SERVER=$$s go -C services/sessionstore test -tags e2e -count 1 -timeout 20m ./internal/storage/redis/; done
 
 .PHONY: servers
 servers: ## Unpack Redis 8 and Valkey 8 from Debian into .cache/servers, without installing them

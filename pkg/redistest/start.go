@@ -55,6 +55,7 @@ func StartClusterWithReplicas(t testing.TB, masters, replicasPerMaster int) *Clu
 func startClusterNode(t testing.TB) *Server {
 	t.Helper()
 	dir := t.TempDir()
+	var lastErr error
 	for range 50 {
 		addr, err := redisproc.FreeAddr(t.Context())
 		if err != nil {
@@ -70,7 +71,7 @@ func startClusterNode(t testing.TB) *Server {
 			"--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
 			// A replica may be promoted however old its data is, and syncs at once.
 			"--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
-		if err != nil {
+		if lastErr = err; err != nil {
 			continue
 		}
 		t.Cleanup(func() {
@@ -80,6 +81,6 @@ func startClusterNode(t testing.TB) *Server {
 		})
 		return s
 	}
-	t.Fatal("no port whose cluster bus port is free")
+	t.Fatalf("no server, or no port whose cluster bus port is free: %v", lastErr)
 	return nil
 }

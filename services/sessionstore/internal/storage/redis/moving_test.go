@@ -8,10 +8,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
 	"github.com/livinguniverse/stoker/pkg/resilience"
@@ -224,9 +228,10 @@ func TestClusterRepairWaitsForSlots(t *testing.T) {
 }
 
 // TestClusterFailoverOfAHalfMovedSlot: the master of a slot fails over in the middle
-// of the slot's migration, which its replica does not know of (Redis 7). What has
-// moved is missing on the new master: no call may answer that it does not exist, and
-// no sweep may drop its index entries. Once the move is completed, all is there.
+// of the slot's migration. A replica of Redis does not know of it: what has moved is
+// missing on the new master, no call may answer that it does not exist, and no sweep
+// may drop its index entries. One of Valkey 8 does know: calls that touch keys on
+// one side only may work. Once the move is completed, all is there.
 func TestClusterFailoverOfAHalfMovedSlot(t *testing.T) {
 	cluster := redistest.StartClusterWithReplicas(t, 3, 1)
 	s := open(t, cluster.URL(), func(o *redis.Options) { o.Timeout, o.Retention = 500*time.Millisecond, time.Hour })
@@ -270,6 +275,7 @@ func TestClusterFailoverOfAHalfMovedSlot(t *testing.T) {
 	}
 	replica := cluster.ReplicaOf(t, from)
 	cluster.Failover(t, replica)
+	sentOn := knowsOpenSlot(t, replica, slot)
 	met := 0
 	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
 		id := live[0]
@@ -285,6 +291,9 @@ func TestClusterFailoverOfAHalfMovedSlot(t *testing.T) {
 			"get": getErr, "update": updateErr, "append": appendErr, "end": endErr, "events": eventsErr, "explain": explainErr,
 			"delete": s.Delete(t.Context(), id), "get many": many[0].Err, "extend": ext[0].Err,
 		} {
+			if err == nil && sentOn && !slices.Contains([]string{"append", "end", "delete"}, name) {
+				continue
+			}
 			if !errors.Is(err, storage.ErrUnavailable) {
 				t.Fatalf("%s while half of the slot is elsewhere: %v", name, err)
 			}
@@ -294,7 +303,9 @@ func TestClusterFailoverOfAHalfMovedSlot(t *testing.T) {
 			t.Errorf("swept %+v, %v", r, err)
 		}
 	}
-	t.Logf("%d calls were refused", met)
+	if t.Logf("%d calls were refused", met); met == 0 {
+		t.Error("no call met the half-moved slot")
+	}
 	out, err := exec.CommandContext(t.Context(), "redis-cli", "--cluster", "fix", replica, "--cluster-yes").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -320,4 +331,16 @@ func TestClusterFailoverOfAHalfMovedSlot(t *testing.T) {
 	if r, err := s.Repair(t.Context(), storage.RepairQuery{}); err != nil || r.Restored != 0 || r.Dropped != 0 {
 		t.Errorf("the repair: %+v, %v", r, err)
 	}
+}
+
+// knowsOpenSlot reports whether a node knows that a slot is leaving it.
+func knowsOpenSlot(t *testing.T, addr string, slot int) bool {
+	t.Helper()
+	client := goredis.NewClient(&goredis.Options{Addr: addr})
+	defer client.Close()
+	nodes, err := client.ClusterNodes(t.Context()).Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(nodes, fmt.Sprintf("[%d->-", slot))
 }
