@@ -7,6 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/livinguniverse/stoker/pkg/redistest"
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 )
@@ -85,12 +88,20 @@ var restoredMeanwhile = scenario{
 	},
 }
 
-// appendOne appends an event and returns its cursor.
+// appendOne appends an event and returns its cursor. Like any client it makes the same
+// call again while the store is unavailable.
 func (e *faultEnv) appendOne(t *testing.T, id, event string) (cursor string) {
 	t.Helper()
-	resp, err := e.store.AppendEvents(t.Context(), &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Id: event, Type: "input:text"}}})
-	must(t, err)
-	return resp.GetCursors()[0]
+	eventually(t, 5*time.Second, "an event is accepted", func() bool {
+		resp, err := e.store.AppendEvents(t.Context(), &sessionv1.AppendEventsRequest{Id: id, Events: []*sessionv1.Event{{Id: event, Type: "input:text"}}})
+		if status.Code(err) == codes.Unavailable {
+			return false
+		}
+		must(t, err)
+		cursor = resp.GetCursors()[0]
+		return true
+	})
+	return cursor
 }
 
 // checkReader holds a reader, whose cursor is of events that are gone, to hearing of

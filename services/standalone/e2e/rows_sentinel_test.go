@@ -100,7 +100,8 @@ func (d *driven) judgeFailover(t *testing.T, began, promoted, demoted time.Time)
 	span, reported := d.checkReported(t)
 	seen := fmt.Sprintf("promoted after %s, service %s later; %d of %d acknowledged writes lost", show(promoted.Sub(began)), show(waited), lost, writes)
 	if lost > 0 {
-		seen += fmt.Sprintf(", acknowledged from %s before the promotion on", show(promoted.Sub(d.firstGone())))
+		first, last := d.goneWithin()
+		seen += fmt.Sprintf(", acknowledged from %v to %v after the promotion", first.Sub(promoted).Round(time.Millisecond), last.Sub(promoted).Round(time.Millisecond))
 	}
 	if reported {
 		seen += fmt.Sprintf("; reported, back by %s", show(span))
@@ -138,13 +139,15 @@ func (e *faultEnv) countSince(at time.Time) (good, bad int) {
 	return good, bad
 }
 
-// firstGone returns when the first write that is lost was acknowledged.
-func (e *faultEnv) firstGone() time.Time {
-	first := time.Now()
+// goneWithin returns when the first and the last write that is lost was acknowledged.
+func (e *faultEnv) goneWithin() (first, last time.Time) {
 	for _, g := range e.gone {
-		if g.at.Before(first) {
+		if first.IsZero() || g.at.Before(first) {
 			first = g.at
 		}
+		if g.at.After(last) {
+			last = g.at
+		}
 	}
-	return first
+	return first, last
 }
