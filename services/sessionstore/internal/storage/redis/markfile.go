@@ -123,5 +123,5 @@ func replaceFile(path string, raw []byte) error {
 func (p *past) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.file.save(context.Background(), p, p.s.opts.Clock(), true)
+	p.file.save(context.Background(), p, p.s.Now(), true)
 }

@@ -157,7 +157,7 @@ func (p *past) confirmSuspicion(ctx context.Context, tl *timeline) (*suspicion, 
 func (p *past) look(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := p.s.opts.Clock()
+	now := p.s.Now()
 	at := p.distinct()
 	if since := now.Sub(p.lookedAll); p.s.conn.cluster && since >= 0 && since < lookEvery {
 		at = slices.DeleteFunc(slices.Clone(at), func(tl *timeline) bool {
@@ -339,7 +339,7 @@ func (p *past) announce(ctx context.Context, lost []loss) {
 		l.tl.own = max(l.tl.own, l.to)
 		p.s.markGaps(l)
 	}
-	now := p.s.opts.Clock()
+	now := p.s.Now()
 	if since := now.Sub(p.lastEvent); len(fresh) > 0 && (len(p.distinct()) == 1 || since < 0 || since > eventSpan) {
 		p.lastEvent = now
 		p.s.lost.Add(now, span)
