@@ -24,8 +24,11 @@ type Write struct {
 
 	Create *CreateWrite
 	Update *Update
-	End    *EndWrite
-	Delete bool
+	// Earlier are updates that were accepted before Update, at most MaxWriteIDs/2 - 1,
+	// each with a WriteID: they are applied with it, in order.
+	Earlier []*Update
+	End     *EndWrite
+	Delete  bool
 	// Append are events with id, type, time and origin. A Cursor says which one
 	// the caller was told.
 	Append []*sessionv1.Event
@@ -51,6 +54,15 @@ const MaxWriteIDs = 16
 // NewWriteID returns a WriteID that no other update has.
 func NewWriteID() string { return rand.Text() }
 
+// Updates returns every update of a write, in order.
+func (w Write) Updates() []Update {
+	out := make([]Update, 0, len(w.Earlier)+1)
+	for _, u := range w.Earlier {
+		out = append(out, *u)
+	}
+	return append(out, *w.Update)
+}
+
 // Check returns an InvalidError for a write that says nothing, or more than one
 // thing, or not when.
 func (w Write) Check() error {
@@ -63,6 +75,8 @@ func (w Write) Check() error {
 	switch {
 	case n != 1:
 		return &InvalidError{Field: "write", Value: strconv.Itoa(n) + " changes", Want: "one change of a session"}
+	case len(w.Earlier) > 0 && w.Update == nil || len(w.Earlier) >= MaxWriteIDs/2:
+		return &InvalidError{Field: "earlier", Value: strconv.Itoa(len(w.Earlier)) + " updates", Want: "fewer, and an update"}
 	case w.At.UnixMilli() <= 0:
 		return &InvalidError{Field: "at", Value: w.At.String(), Want: "when the write was accepted"}
 	case w.Create != nil && w.Create.Session.GetId() != w.SessionID:
@@ -117,6 +131,8 @@ type Replay interface {
 	//     now stays with that one.
 	//   - Update must return ErrNotFound, ErrEnded and ErrConflict as Update does,
 	//     and set update_time to w.At. Its WriteID is what makes it the same again.
+	//     The updates in Earlier are applied before it, each as one of its own. Where
+	//     one is refused, those before it may have been applied.
 	//   - End must set end_time to w.At, and change nothing where the session is
 	//     over or w.At is not before its deadline. It must return ErrNotFound.
 	//   - Delete must not mind that the session is not there.

@@ -119,16 +119,16 @@ const (
 // After a crash, the writes whose end is not on disk are replayed again, which is
 // harmless as long as they are few: a session remembers the latest updates by their
 // ids, and the events of its log. So the record of a run must be durable before the
-// run after the next one is replayed, and every record before a write that ends the
-// session, behind which nothing can be replayed again, and before the session is
-// changed without us.
+// run after the next one is replayed, and every record before several updates, before a
+// write that ends the session, behind which nothing can be replayed again, and before
+// the session is changed without us.
 func (s *Store) drainSession(ctx context.Context, q *queue, replayed *atomic.Int64) progress {
 	var record place // of the run before
 	most := runEvents
 	for turn := 0; ; {
 		run, more := s.waiting.head(q, most)
 		if len(run) > 0 {
-			if w := run[0].write; w.End != nil || w.Delete {
+			if w := run[0].write; w.End != nil || w.Delete || w.Update != nil && len(run) > 1 {
 				if record.wait(ctx) != nil && ctx.Err() != nil {
 					return unanswered
 				}
@@ -189,6 +189,11 @@ func merge(run []*accepted) storage.Write {
 	w.Append = nil
 	for _, a := range run {
 		w.Append = append(w.Append, a.write.Append...)
+	}
+	if w.Update != nil {
+		for _, a := range run[:len(run)-1] {
+			w.Earlier = append(w.Earlier, a.write.Update)
+		}
 	}
 	return w
 }

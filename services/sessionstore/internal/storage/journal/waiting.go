@@ -197,12 +197,15 @@ const (
 	runBytes  = 512 << 10
 	// runScan is how many writes are looked through for one.
 	runScan = 2000
+	// runUpdates is how many updates are replayed as one: after a crash they come
+	// again, and a session must remember all of them.
+	runUpdates = storage.MaxWriteIDs / 2
 )
 
 // head returns the next writes of a queue to be replayed, and whether others are left
 // behind them; none when all are done. There are several only where all append
-// events, which can be replayed as one: at most as many as given. Updates leave no
-// trace in the log, so events may overtake them.
+// events, or all update the session, which can be replayed as one: at most as many as
+// given. Updates leave no trace in the log, so events may overtake them.
 func (w *waiting) head(q *queue, most int) (run []*accepted, more bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -221,7 +224,19 @@ func (w *waiting) head(q *queue, most int) (run []*accepted, more bool) {
 		break
 	}
 	if len(run) == 0 && q.left > 0 {
-		run = q.writes[q.next : q.next+1 : q.next+1]
+		run = append(run, q.writes[q.next])
+	}
+	if len(run) == 1 && run[0].write.Update != nil {
+		for _, a := range q.writes[q.next+1:] {
+			if a.done {
+				continue
+			}
+			if a.write.Update == nil || len(run) >= min(most, runUpdates) || bytes+a.size > runBytes {
+				break
+			}
+			bytes += a.size
+			run = append(run, a)
+		}
 	}
 	return run, q.left > len(run)
 }

@@ -58,7 +58,11 @@ func (s *Store) Replay(ctx context.Context, w storage.Write) error {
 	case w.Create != nil:
 		_, _, err = s.create(ctx, w.Create.Session, w.Create.RequestKey, m)
 	case w.Update != nil:
-		_, err = s.update(ctx, w.SessionID, *w.Update, m)
+		for _, u := range w.Updates() {
+			if _, err = s.update(ctx, w.SessionID, u, m); err != nil {
+				break
+			}
+		}
 	case w.End != nil:
 		_, err = s.end(ctx, w.SessionID, w.End.Reason, m)
 	case w.Delete:

@@ -71,7 +71,7 @@ func (s *Store) replay(ctx context.Context, w storage.Write) error {
 		_, err := s.create(ctx, sh, w.Create.Session, w.Create.RequestKey, at)
 		return err
 	case w.Update != nil:
-		_, err := s.update(ctx, w.SessionID, *w.Update, at)
+		_, err := s.update(ctx, w.SessionID, w.Updates(), at)
 		return err
 	case w.End != nil:
 		r, err := s.end(ctx, sh, w.SessionID, w.End.Reason, at)

@@ -19,50 +19,64 @@ const updateTries = 20
 
 // Update changes labels and data.
 func (s *Store) Update(ctx context.Context, id string, u storage.Update) (*sessionv1.Session, error) {
-	return s.update(ctx, id, u, present)
+	return s.update(ctx, id, []storage.Update{u}, present)
 }
 
-func (s *Store) update(ctx context.Context, id string, u storage.Update, at asOf) (*sessionv1.Session, error) {
+// update makes changes one after the other, in one script.
+func (s *Store) update(ctx context.Context, id string, all []storage.Update, at asOf) (*sessionv1.Session, error) {
+	expects := slices.ContainsFunc(all, func(u storage.Update) bool { return u.IfRevision != 0 })
 	for range updateTries {
-		out, err := s.tryUpdate(ctx, id, u, at)
-		if u.IfRevision != 0 || !errors.Is(err, storage.ErrConflict) {
+		out, err := s.tryUpdate(ctx, id, all, at)
+		if expects || !errors.Is(err, storage.ErrConflict) {
 			return out, err
 		}
 	}
 	return nil, fmt.Errorf("%w: the session changes too fast", storage.ErrUnavailable)
 }
 
-func (s *Store) tryUpdate(ctx context.Context, id string, u storage.Update, at asOf) (*sessionv1.Session, error) {
+func (s *Store) tryUpdate(ctx context.Context, id string, all []storage.Update, at asOf) (*sessionv1.Session, error) {
 	old, writes, err := s.before(ctx, id, at)
 	if err != nil {
 		return nil, err
 	}
+	all = slices.DeleteFunc(slices.Clone(all), func(u storage.Update) bool { return u.WriteID != "" && slices.Contains(writes, u.WriteID) })
 	switch {
-	case u.WriteID != "" && slices.Contains(writes, u.WriteID):
+	case len(all) == 0:
 		return old, nil
 	case old.GetPhase() == sessionv1.Session_ENDED, old.GetPhase() == sessionv1.Session_EXPIRED:
 		return nil, storage.ErrEnded
-	case u.IfRevision != 0 && u.IfRevision != old.GetRevision():
-		return nil, storage.ErrConflict
 	}
-	labels, err := u.Labels(old.GetLabels())
-	if err != nil {
-		return nil, err
+	labels := old.GetLabels()
+	var ids []string
+	var data *storage.Update // the latest that sets data
+	for i, u := range all {
+		if u.IfRevision != 0 && u.IfRevision != old.GetRevision()+int64(i) {
+			return nil, storage.ErrConflict
+		}
+		if labels, err = u.Labels(labels); err != nil {
+			return nil, err
+		}
+		if u.WriteID != "" {
+			ids = append(ids, u.WriteID)
+		}
+		if u.SetData {
+			data = &all[i]
+		}
 	}
 	lab, err := encodeLabels(labels)
 	if err != nil {
 		return nil, err
 	}
-	call := s.scripts.update.on(s.shardOf(id), id, old.GetRevision(), u.WriteID, storage.MaxWriteIDs, at.arg(), "lab", lab)
+	call := s.scripts.update.on(s.shardOf(id), id, old.GetRevision(), strings.Join(ids, " "), storage.MaxWriteIDs, at.arg(), len(all), "lab", lab)
 	switch {
-	case u.SetData && u.Data == nil:
+	case data != nil && data.Data == nil:
 		call = call.with("-", "data")
-	case u.SetData:
-		data, err := proto.Marshal(u.Data)
+	case data != nil:
+		b, err := proto.Marshal(data.Data)
 		if err != nil {
 			return nil, err
 		}
-		call = call.with("data", data)
+		call = call.with("data", b)
 	}
 	r, err := s.run(ctx, call)
 	if err := s.confirm(ctx, s.shardOf(id), check(r, err)); err != nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/types/known/structpb"
+
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
@@ -108,6 +110,45 @@ func replayCases() []Case {
 
 func replayKinds() []Case {
 	return []Case{
+		{"replay/several updates as one", func(t TB, fx Fixture) {
+			id := fx.create(t, "acme", "ann")
+			named := func(id string, u storage.Update) *storage.Update { u.WriteID = id; return &u }
+			set := func(k, v string) storage.Update { return storage.Update{SetLabels: map[string]string{k: v}} }
+			all := []*storage.Update{
+				named("w1", set("a", "1")),
+				named("w2", storage.Update{IfRevision: 2, SetLabels: map[string]string{"a": "2", "b": "2"}, SetData: true, Data: structpb.NewStringValue("old")}),
+				named("w3", storage.Update{DeleteLabels: []string{"b"}, SetData: true, Data: structpb.NewStringValue("new")}),
+				named("w4", set("c", "4")),
+			}
+			at := fx.Now()
+			write := storage.Write{SessionID: id, At: at, Update: all[3], Earlier: all[:3]}
+			fx.pass(1)
+			for range 2 { // the same again changes nothing
+				fx.replay(t, write)
+				got := fx.get(t, id)
+				equal(t, "revision", got.GetRevision(), 5)
+				equal(t, "labels", fmt.Sprint(got.GetLabels()), "map[a:2 c:4]")
+				equal(t, "data", got.GetData().GetStringValue(), "new")
+				equal(t, "update_time", got.GetUpdateTime().AsTime().UnixMilli(), at.UnixMilli())
+			}
+			for _, u := range all {
+				_, err := fx.Store.Update(t.Context(), id, *u)
+				ok(t, err)
+			}
+			equal(t, "revision once each is repeated", fx.get(t, id).GetRevision(), 5)
+			// What was applied before by itself is left out.
+			_, err := fx.Store.Update(t.Context(), id, *named("w5", set("d", "5")))
+			ok(t, err)
+			fx.replay(t, storage.Write{SessionID: id, At: at, Update: named("w6", set("d", "6")), Earlier: []*storage.Update{named("w5", set("d", "5"))}})
+			equal(t, "revision", fx.get(t, id).GetRevision(), 7)
+			equal(t, "label", fx.get(t, id).GetLabels()["d"], "6")
+			// A revision that is not there is a conflict, wherever it is expected.
+			err = fx.Store.Replay(t.Context(), storage.Write{SessionID: id, At: at, Update: named("w8", set("d", "8")), Earlier: []*storage.Update{named("w7", storage.Update{IfRevision: 3, SetLabels: map[string]string{"d": "7"}})}})
+			if !errors.Is(err, storage.ErrConflict) {
+				t.Errorf("another revision: %v", err)
+			}
+			equal(t, "label", fx.get(t, id).GetLabels()["d"], "6")
+		}},
 		{"replay/a create keeps its times", func(t TB, fx Fixture) {
 			in := fx.fresh("acme", "ann", "", fx.policy())
 			in.Labels = map[string]string{"a": "b"}
