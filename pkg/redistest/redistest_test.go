@@ -3,7 +3,11 @@ package redistest
 import (
 	"strings"
 	"testing"
+
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestServerLivesDiesAndComesBack(t *testing.T) {
 	s := Start(t)

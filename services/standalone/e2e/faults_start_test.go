@@ -26,10 +26,10 @@ type goneWrite struct {
 }
 
 // newFaultEnv starts a server behind a proxy and a store over it, with more arguments
-// for each.
-func newFaultEnv(t *testing.T, redis []string, store ...string) *faultEnv {
+// for the store.
+func newFaultEnv(t *testing.T, store ...string) *faultEnv {
 	t.Helper()
-	return fault{redis: redis}.startEnv(t, store...)
+	return fault{}.startEnv(t, store...)
 }
 
 // startEnv starts the row's deployment, and a store over it with more arguments.

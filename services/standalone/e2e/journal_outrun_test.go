@@ -38,7 +38,7 @@ func TestReplayOutrunsLoad(t *testing.T) {
 		outage, err = time.ParseDuration(text)
 		must(t, err)
 	}
-	e := newFaultEnv(t, nil, "--data-dir", t.TempDir(), "--redis-timeout", "1s", "--journal-max-bytes", fmt.Sprint(1<<30), "--max-events", "100000")
+	e := newFaultEnv(t, "--data-dir", t.TempDir(), "--redis-timeout", "1s", "--journal-max-bytes", fmt.Sprint(1<<30), "--max-events", "100000")
 	l := newLedger(e.note)
 	stop := make(chan struct{})
 	var load sync.WaitGroup

@@ -18,7 +18,7 @@ import (
 // how many come at a time, and how fast what waits is replayed with nothing else
 // to do.
 func TestJournalSpeed(t *testing.T) {
-	e := newFaultEnv(t, nil, "--data-dir", t.TempDir())
+	e := newFaultEnv(t, "--data-dir", t.TempDir())
 	l := newLedger(e.note)
 	const sessions = 256
 	ids := make([]string, sessions)

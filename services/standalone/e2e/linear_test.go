@@ -243,7 +243,7 @@ func TestLinearizableThroughOutages(t *testing.T) {
 	for _, f := range linOutages {
 		for breakers, failures := range map[string]string{"": "5", ", breakers held closed": "1000"} {
 			t.Run(f.name+breakers, func(t *testing.T) {
-				e := newFaultEnv(t, nil, "--breaker-delay", "100ms", "--breaker-failures", failures)
+				e := newFaultEnv(t, "--breaker-delay", "100ms", "--breaker-failures", failures)
 				var sum linSum
 				for range rounds {
 					sum.add(t, linRun(t, histories, 2*time.Second,
@@ -321,7 +321,7 @@ func (s *linSum) add(t *testing.T, histories []*linHistory) {
 // TestLinearizabilityCheckCatches: the check passes what is right, and catches
 // each of these bugs, planted between the clients and a store that is well.
 func TestLinearizabilityCheckCatches(t *testing.T) {
-	e := newFaultEnv(t, nil)
+	e := newFaultEnv(t)
 	for name, plant := range linPlanted {
 		t.Run(name, func(t *testing.T) {
 			caught := 0

@@ -43,9 +43,7 @@ var restoredSnapshot = scenario{
 		}
 		d.checkGone(t, taken.Add(-faultTimeout), restored.Add(faultTimeout))
 		span, _ := d.checkReported(t)
-		if real := killed.Sub(taken); span < real-time.Second || span > real+2*time.Second {
-			t.Errorf("the data is reported to be back by %v, it is by %v", span, real)
-		}
+		checkSpan(t, span, killed.Sub(taken))
 		return fmt.Sprintf("noticed after %s, back by %s (%s in truth); %d of %d acknowledged writes lost, all from that time; %d sessions that were over stayed so",
 			show(noticed), show(span), show(killed.Sub(taken)), lost, writes, d.ender.count())
 	},
@@ -81,11 +79,19 @@ var restoredMeanwhile = scenario{
 			eventually(t, 10*time.Second, "the status has the loss", func() bool { return e.status(t).GetDataLossTime() != nil })
 			span = e.status(t).GetDataLossSpan().AsDuration()
 		})
-		if real := killed.Sub(taken); !t.Failed() && (span < real-time.Second || span > real+2*time.Second) {
-			t.Errorf("the data is reported to be back by %v, it is by %v", span, real)
+		if !t.Failed() {
+			checkSpan(t, span, killed.Sub(taken))
 		}
 		return fmt.Sprintf("back by %s (%s in truth)", show(span), show(killed.Sub(taken)))
 	},
+}
+
+// checkSpan holds what the status says of how far the data is back to the truth.
+func checkSpan(t *testing.T, reported, truth time.Duration) {
+	t.Helper()
+	if reported < truth-time.Second || reported > truth+2*time.Second {
+		t.Errorf("the data is reported to be back by %v, it is by %v", reported, truth)
+	}
 }
 
 // appendOne appends an event and returns its cursor. Like any client it makes the same
