@@ -181,12 +181,12 @@ func (b *Breaker) retryAfter() time.Duration {
 type Outcome uint8
 
 const (
-	// Success: it answered. Refusals are answers too.
+	// Success says that it answered. Refusals are answers too.
 	Success Outcome = iota
-	// Fault: it could not do the work.
+	// Fault says that it could not do the work.
 	Fault
-	// Neutral: the call failed and says nothing about the other side, as on a
-	// connection that was closed while it was idle.
+	// Neutral says that the call failed, which says nothing about the other side, as on
+	// a connection that was closed while it was idle.
 	Neutral
 )
 
