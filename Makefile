@@ -52,7 +52,8 @@ e2e: deps build $(BIN)/.gen ## Run the slow suites: built binaries, Redis Cluste
 	go -C services/standalone test -tags e2e -timeout 32m -v ./e2e/...
 
 .PHONY: e2e-full
-e2e-full: e2e servers ## Run e2e, and the suites of Redis over Redis 8 and Valkey 8 (20 minutes more)
+e2e-full: e2e servers ## Run e2e, longer loads and outages, and the suites of Redis over Redis 8 and Valkey 8 (25 minutes more)
+	STOKER_LOAD_TIME=60s STOKER_OUTAGE=60s go -C services/standalone test -tags e2e -count 1 -timeout 10m -v -run 'TestLoadOpensNoBreaker|TestReplayOutrunsLoad' ./e2e/
 	@for s in $(SERVERS); do echo "== $$($$s --version)"; \
 	  STOKER_REDIS_SERVER=$$s go -C pkg test -count 1 -timeout 5m ./redistest/; \
 	  STOKER_REDIS_SERVER=$$s go -C services/sessionstore test -tags e2e -count 1 -timeout 20m ./internal/storage/redis/; done
