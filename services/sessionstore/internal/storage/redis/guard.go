@@ -34,6 +34,8 @@ type guard struct {
 	// again: a round trip that failed on a connection which had ended while it was idle
 	// is made again, on another one.
 	again bool
+	// blocks: some commands wait in the server for as long as the timeout allows.
+	blocks bool
 	// server is the one that the client leads to now.
 	server func() *server
 	// opened is called when the server's breaker has opened, or the server is not
@@ -53,10 +55,15 @@ func newGuard(b *resilience.Breaker, timeout time.Duration, again bool) *guard {
 // handshake is a part of it, and must not ask for another permit.
 type guarded struct{}
 
-// tripSlack is what a round trip may take beyond the timeout of its connection, which
-// bounds the wait for the server: dialing, and the time that this process does not get
-// to run. It only matters where the connection's deadlines fail.
-const tripSlack = 2 * extensionsMost
+// limit bounds a round trip. The deadlines of the connection bound the wait for a reply,
+// and only they are extended while this process is starved; of a blocking command they
+// leave more than it needs, so that its round trip is bounded by the timeout itself.
+func (g *guard) limit() time.Duration {
+	if g.blocks {
+		return g.timeout
+	}
+	return 2 * extensionsMost * g.timeout // only in case the connection's deadlines fail
+}
 
 // run makes one round trip, which returns its outcome and an error that says most
 // about it. The error is the breaker's, when that rejects the round trip.
@@ -85,7 +92,7 @@ func (g *guard) run(ctx context.Context, trip func(ctx context.Context) (resilie
 }
 
 func (g *guard) attempt(ctx context.Context, trip func(ctx context.Context) (resilience.Outcome, error)) (resilience.Outcome, error) {
-	ctx, cancel := context.WithTimeout(ctx, tripSlack*g.timeout)
+	ctx, cancel := context.WithTimeout(ctx, g.limit())
 	defer cancel()
 	return trip(ctx)
 }

@@ -261,3 +261,22 @@ func TestBreakersCloseWithoutCalls(t *testing.T) {
 	}
 	storagetest.Until(t, "every breaker is closed", func() bool { return !breakers.Degraded() })
 }
+
+// TestHungServerIsNoticedByTheFeed: the wait for news ends soon after its block time,
+// though the command would be given 10 s more.
+func TestHungServerIsNoticedByTheFeed(t *testing.T) {
+	server := redistest.Start(t)
+	_, breakers := guarded(t, server.URL(), 100*time.Millisecond, time.Hour)
+	if err := server.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	storagetest.Until(t, "the feed meets a fault", func() bool { return !state(breakers, redis.ClassStream).LastFailure.IsZero() })
+	// 2 s of block, a timeout, and extensions for a busy machine.
+	if took := time.Since(begin); took > 6*time.Second {
+		t.Errorf("noticed after %v", took)
+	}
+	if err := server.Resume(); err != nil {
+		t.Fatal(err)
+	}
+}
