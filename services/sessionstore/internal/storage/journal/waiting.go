@@ -120,43 +120,6 @@ func (w *waiting) ids() []string {
 	return out
 }
 
-// recentMost is how many sessions that have left are remembered.
-const recentMost = 4096
-
-// departure is a session that has left, and its owner.
-type departure struct{ id, owner string }
-
-// left returns how many sessions have left so far.
-func (w *waiting) left() int64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.departures
-}
-
-// departed are sessions that have left, with their owners. All says that others, which
-// are too many to know, have left as well.
-type departed struct {
-	all    bool
-	owners map[string]string
-}
-
-func (d departed) has(id string) bool {
-	_, ok := d.owners[id]
-	return ok || d.all
-}
-
-// leftSince returns the sessions that have left since left returned before.
-func (w *waiting) leftSince(before int64) departed {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	out := departed{all: w.departures-before > recentMost, owners: map[string]string{}}
-	for n := max(before, w.departures-recentMost); n < w.departures; n++ {
-		d := w.recent[n%recentMost]
-		out.owners[d.id] = d.owner
-	}
-	return out
-}
-
 // first is the oldest write of a queue.
 func (w *waiting) first(q *queue) *accepted {
 	w.mu.Lock()
@@ -189,56 +152,6 @@ func (w *waiting) overdue(deadline time.Time) bool {
 		}
 	}
 	return false
-}
-
-// Bounds of a run of writes that are replayed as one.
-const (
-	runEvents = 500
-	runBytes  = 512 << 10
-	// runScan is how many writes are looked through for one.
-	runScan = 2000
-	// runUpdates is how many updates are replayed as one: after a crash they come
-	// again, and a session must remember all of them.
-	runUpdates = storage.MaxWriteIDs / 2
-)
-
-// head returns the next writes of a queue to be replayed, and whether others are left
-// behind them; none when all are done. There are several only where all append
-// events, or all update the session, which can be replayed as one: at most as many as
-// given. Updates leave no trace in the log, so events may overtake them.
-func (w *waiting) head(q *queue, most int) (run []*accepted, more bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	events, bytes := 0, int64(0)
-	for _, a := range q.writes[q.next:min(len(q.writes), q.next+runScan)] {
-		switch {
-		case a.done, a.write.Update != nil:
-			continue
-		case a.write.Append == nil:
-		case len(run) > 0 && (len(run) == most || events+len(a.write.Append) > runEvents || bytes+a.size > runBytes):
-		default:
-			events, bytes = events+len(a.write.Append), bytes+a.size
-			run = append(run, a)
-			continue
-		}
-		break
-	}
-	if len(run) == 0 && q.left > 0 {
-		run = append(run, q.writes[q.next])
-	}
-	if len(run) == 1 && run[0].write.Update != nil {
-		for _, a := range q.writes[q.next+1:] {
-			if a.done {
-				continue
-			}
-			if a.write.Update == nil || len(run) >= min(most, runUpdates) || bytes+a.size > runBytes {
-				break
-			}
-			bytes += a.size
-			run = append(run, a)
-		}
-	}
-	return run, q.left > len(run)
 }
 
 // pull takes the queue that is to be drained next, nil for none: those that
@@ -279,83 +192,6 @@ func (w *waiting) later(q *queue, failed bool) {
 		q.release()
 	}
 	q.place = w.order.PushBack(q)
-}
-
-// park sets a queue that was pulled aside until unpark.
-func (w *waiting) park(q *queue) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	q.parked = true
-	w.parked++
-	q.release()
-}
-
-// unpark puts every parked queue back in order, and returns whether there was one.
-func (w *waiting) unpark() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.parked == 0 {
-		return false
-	}
-	for _, q := range w.queues {
-		if q.parked {
-			q.parked, q.place = false, w.order.PushBack(q)
-		}
-	}
-	w.parked = 0
-	return true
-}
-
-// release wakes the callers that wait for the queue.
-func (q *queue) release() {
-	if q.settled != nil {
-		close(q.settled)
-		q.settled = nil
-	}
-}
-
-// setServing says whether replays reach the store underneath. When they do again,
-// no queue counts as failed any more.
-func (w *waiting) setServing(serving bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.serving == serving {
-		return
-	}
-	w.serving = serving
-	for _, q := range w.queues {
-		if q.failed = !serving; !serving {
-			q.release()
-		}
-	}
-}
-
-// await registers a caller that waits until a session's writes are replayed, whose
-// turn is next then. It returns a channel that is closed when they are, or when
-// waiting is of no use, and how to leave; nil where there is nothing to wait for.
-func (w *waiting) await(id string) (settled <-chan struct{}, leave func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	q := w.queues[id]
-	if q == nil || !w.serving || q.failed || q.parked {
-		return nil, nil
-	}
-	if q.settled == nil {
-		q.settled = make(chan struct{})
-	}
-	q.waiters++
-	if q.place != nil && !q.urgent {
-		w.unplace(q)
-		q.place, q.urgent = w.urgent.PushBack(q), true
-	}
-	return q.settled, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if q.waiters--; q.waiters == 0 && q.urgent {
-			w.unplace(q)
-			q.place = w.order.PushFront(q)
-		}
-	}
 }
 
 func (w *waiting) sessions() int {
@@ -423,27 +259,6 @@ func ownerOf(a *accepted) string {
 		return ownerKey(c.Session.GetProject(), c.Session.GetUser())
 	}
 	return ownerKey(a.base.GetProject(), a.base.GetUser())
-}
-
-// replayed counts writes of a queue as done with.
-func (s *Store) replayed(q *queue, run []*accepted) {
-	w := &s.waiting
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, a := range run {
-		a.done = true
-	}
-	q.left -= len(run)
-	q.advance()
-	q.failed = false
-	w.count -= int64(len(run))
-	w.drained += int64(len(run))
-}
-
-func (q *queue) advance() {
-	for q.next < len(q.writes) && q.writes[q.next].done {
-		q.next++
-	}
 }
 
 // leave lets a session go back to the store underneath when none of its writes
