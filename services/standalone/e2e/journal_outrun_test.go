@@ -26,36 +26,21 @@ const (
 	outrunList    = 5 * time.Second
 )
 
-// TestReplayOutrunsLoad: 300 callers write without a pause through an outage of
-// Redis and go on afterwards. The journal must be empty within 30 s, lists, active
-// users and revocations must answer within 5 s and be right, and nothing that was
-// acknowledged may be lost. STOKER_OUTAGE sets how long the outage is; default
-// 20s.
+// TestReplayOutrunsLoad: 300 callers write through an outage of Redis and go on
+// afterwards, each as soon as its last call was answered, and ten times a second at
+// most. The journal must be empty within 30 s, lists, active users and revocations must
+// answer within 5 s and be right, and nothing that was acknowledged may be lost.
+// STOKER_OUTAGE sets how long the outage is, STOKER_PACE the
+// time between two calls of a caller, 0s for none; default 20s and 100ms.
 func TestReplayOutrunsLoad(t *testing.T) {
-	outage := 20 * time.Second
-	if text := os.Getenv("STOKER_OUTAGE"); text != "" {
-		var err error
-		outage, err = time.ParseDuration(text)
-		must(t, err)
-	}
+	outage, pause := envDuration(t, "STOKER_OUTAGE", 20*time.Second), envDuration(t, "STOKER_PACE", 100*time.Millisecond)
 	e := newFaultEnv(t, "--data-dir", t.TempDir(), "--redis-timeout", "1s", "--journal-max-bytes", fmt.Sprint(1<<30), "--max-events", "100000")
 	l := newLedger(e.note)
 	stop := make(chan struct{})
 	var load sync.WaitGroup
 	for i := range outrunCallers {
 		w := &writer{ledger: l, store: e.store, user: fmt.Sprint("user-", i)}
-		load.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-				w.step(ctx)
-				cancel()
-			}
-		})
+		load.Go(func() { paceEvery(stop, max(pause, time.Nanosecond), w.step) })
 	}
 	leaver := &writer{ledger: l, store: e.store, user: "leaver"}
 	for range 5 {
@@ -118,6 +103,18 @@ func TestReplayOutrunsLoad(t *testing.T) {
 	if n := e.status(t).GetDeadLetters(); n != 0 {
 		t.Errorf("%d dead letters", n)
 	}
+}
+
+// envDuration reads a duration from the environment.
+func envDuration(t *testing.T, name string, otherwise time.Duration) time.Duration {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	d, err := time.ParseDuration(text)
+	must(t, err)
+	return d
 }
 
 // outrunLists lists sessions and users, and revokes, until each was answered, and
