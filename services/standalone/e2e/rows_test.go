@@ -94,22 +94,29 @@ func (d *driven) finish(t *testing.T) {
 }
 
 // checkGone reports acknowledged writes that are not there though they were
-// acknowledged outside of a time in which writes may be lost. Events of a session
-// that is lost are lost with it.
+// acknowledged outside of a time in which writes may be lost.
 func (e *faultEnv) checkGone(t *testing.T, from, to time.Time) {
 	t.Helper()
+	if g := e.findUnexpectedGone(from, to); g != nil {
+		t.Errorf("a write acknowledged %v before writes may be lost, or %v after, is not there: %+v", from.Sub(g.at), g.at.Sub(to), *g)
+	}
+}
+
+// findUnexpectedGone returns a lost write that was acknowledged outside of a time, nil
+// for none. Events of a session that is lost are lost with it.
+func (e *faultEnv) findUnexpectedGone(from, to time.Time) *goneWrite {
 	sessions := map[string]bool{}
 	for _, g := range e.gone {
 		if g.event == "" {
 			sessions[g.id] = true
 		}
 	}
-	for _, g := range e.gone {
+	for i, g := range e.gone {
 		if (g.at.Before(from) || g.at.After(to)) && (g.event == "" || !sessions[g.id]) {
-			t.Errorf("a write acknowledged %v before writes may be lost, or %v after, is not there: %+v", from.Sub(g.at), g.at.Sub(to), g)
-			return
+			return &e.gone[i]
 		}
 	}
+	return nil
 }
 
 // checkReported holds the status to the loss: where acknowledged writes are gone, it
