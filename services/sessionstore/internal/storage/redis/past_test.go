@@ -364,3 +364,46 @@ func checkNotLive(t *testing.T, name string, s *redis.Store, id string, deleted 
 		t.Errorf("%s: explain: %v", name, err)
 	}
 }
+
+// TestEndIsAppliedAgainPastARestoredDeadline: a session that ended after its restored
+// deadline, which an extension had moved, ends again all the same: late activity could
+// extend it otherwise.
+func TestEndIsAppliedAgainPastARestoredDeadline(t *testing.T) {
+	server := redistest.Start(t)
+	client := raw(t, server)
+	s, _ := sweeping(t, server.URL())
+	ctx := t.Context()
+	// A group that acknowledges nothing keeps the session from being swept.
+	r, err := s.OpenFeed(ctx, storage.ActivityGroup, "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	in := newSession(1, "ann", 700*time.Millisecond)
+	id, _ := create(t, s, in, "")
+	marked(t, client, 1)
+	save(t, client)
+	if res, err := s.Extend(ctx, []storage.Activity{{SessionID: id}}); err != nil || res[0].Response.GetOutcome() != sessionv1.ExtendTTLResponse_EXTENDED {
+		t.Fatal(res, err)
+	}
+	time.Sleep(time.Until(in.GetExpireTime().AsTime()) + 50*time.Millisecond)
+	if _, err := s.End(ctx, id, "stolen"); err != nil {
+		t.Fatal(err)
+	}
+	marked(t, client, 1)
+	restore(t, server)
+	detected(t, s, 1)
+	key := "stoker:{s1}:session:" + id
+	storagetest.Until(t, "it has ended in Redis", func() bool {
+		time.Sleep(5 * time.Millisecond) // the pace of the attempts
+		return client.HGet(context.Background(), key, "st").Val() == "1"
+	})
+	if why := client.HGet(ctx, key, "why").Val(); why != "stolen" {
+		t.Errorf("ended because of %q", why)
+	}
+	third := open(t, server.URL())
+	res, err := third.Extend(ctx, []storage.Activity{{SessionID: id, Time: in.GetExpireTime().AsTime().Add(-time.Millisecond)}})
+	if err != nil || res[0].Response.GetOutcome() != sessionv1.ExtendTTLResponse_ENDED {
+		t.Errorf("late activity by a replica that knows nothing: %v, %v", res, err)
+	}
+}
