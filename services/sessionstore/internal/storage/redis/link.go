@@ -28,9 +28,9 @@ type link struct {
 
 const (
 	// extensionsMost bounds by how many timeouts starvation extends a deadline.
-	extensionsMost = 8
+	extensionsMost = 4
 	// extensionsRecent bounds the part of it that is due to the seconds before.
-	extensionsRecent = 2
+	extensionsRecent = 1
 	// graceRead is for how long a read goes on past its deadline in any case: what
 	// has arrived by then was sent in time.
 	graceRead = time.Millisecond
