@@ -51,6 +51,10 @@ const (
 	connMaxLifeScatter = time.Minute
 )
 
+// clockLag is by how much the clock may be late from which go-redis counts its own
+// timeouts. The deadline of the round trip is exact, and comes first.
+const clockLag = 200 * time.Millisecond
+
 // resolver returns the addresses of a host.
 type resolver func(ctx context.Context, host string) ([]string, error)
 
@@ -81,7 +85,7 @@ func dial(raw string, o dialOptions) (*conn, error) {
 		Addrs: u.addrs, DB: u.db, CredentialsProviderContext: a.credentials,
 		// One layer decides about retries, and it is not this one: after a lost
 		// reply go-redis would send the command again, and apply it twice.
-		MaxRetries: -1, DialerRetries: 1, DialTimeout: o.timeout, ReadTimeout: o.timeout, WriteTimeout: o.timeout,
+		MaxRetries: -1, DialerRetries: 1, DialTimeout: o.timeout, ReadTimeout: o.timeout + clockLag, WriteTimeout: o.timeout + clockLag,
 		ContextTimeoutEnabled: true, PoolTimeout: o.timeout,
 		ConnMaxIdleTime: connMaxIdle, ConnMaxLifetime: connMaxLife, ConnMaxLifetimeJitter: connMaxLifeScatter,
 		IsClusterMode: u.cluster,

@@ -33,9 +33,8 @@ type guard struct {
 	timeout time.Duration
 	// again: a round trip that failed on a connection which had ended while it was idle
 	// is made again, on another one.
-	again bool
-	// blocks: some commands wait in the server for as long as the timeout allows.
-	blocks bool
+	again   bool
+	starved *starvation
 	// server is the one that the client leads to now.
 	server func() *server
 	// opened is called when the server's breaker has opened, or the server is not
@@ -55,14 +54,11 @@ func newGuard(b *resilience.Breaker, timeout time.Duration, again bool) *guard {
 // handshake is a part of it, and must not ask for another permit.
 type guarded struct{}
 
-// limit bounds a round trip. The deadlines of the connection bound the wait for a reply,
-// and only they are extended while this process is starved; of a blocking command they
-// leave more than it needs, so that its round trip is bounded by the timeout itself.
+// limit bounds a round trip, making a connection included: by the timeout, and by as
+// much again where this process did not get to run for that long of late. The wait for a
+// reply is extended further while it does not (see link).
 func (g *guard) limit() time.Duration {
-	if g.blocks {
-		return g.timeout
-	}
-	return 2 * extensionsMost * g.timeout // only in case the connection's deadlines fail
+	return g.timeout + g.starved.recent(extensionsRecent*g.timeout)
 }
 
 // run makes one round trip, which returns its outcome and an error that says most

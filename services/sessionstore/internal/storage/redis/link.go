@@ -31,8 +31,8 @@ const (
 	extensionsMost = 4
 	// extensionsRecent bounds the part of it that is due to the seconds before.
 	extensionsRecent = 1
-	// graceRead is for how long a read goes on past its deadline in any case: what
-	// has arrived by then was sent in time.
+	// graceRead is for how long a read or write goes on past its deadline in any case:
+	// what has arrived by then was sent in time.
 	graceRead = time.Millisecond
 )
 
@@ -41,30 +41,10 @@ func (l *link) SetDeadline(t time.Time) error {
 	return errors.Join(l.SetReadDeadline(t), l.SetWriteDeadline(t))
 }
 
-// SetReadDeadline sets the deadline of reads, and postpones one that leaves less than
-// the timeout: go-redis counts from a clock that may be late, and from before the
-// request was written.
+// SetReadDeadline sets the deadline of reads.
 func (l *link) SetReadDeadline(t time.Time) error {
-	if !t.IsZero() {
-		t = l.atLeast(t)
-	}
 	l.deadline, l.late = t, l.starved.total()
 	return l.Conn.SetReadDeadline(t)
-}
-
-// SetWriteDeadline sets the deadline of writes, as SetReadDeadline does.
-func (l *link) SetWriteDeadline(t time.Time) error {
-	if !t.IsZero() {
-		t = l.atLeast(t)
-	}
-	return l.Conn.SetWriteDeadline(t)
-}
-
-func (l *link) atLeast(t time.Time) time.Time {
-	if least := time.Now().Add(l.timeout); t.Before(least) {
-		return least
-	}
-	return t
 }
 
 // Read reads, and goes on past the deadline for as long as this process did not get to
@@ -72,8 +52,8 @@ func (l *link) atLeast(t time.Time) time.Time {
 func (l *link) Read(p []byte) (int, error) {
 	n, err := l.Conn.Read(p)
 	for granted := time.Duration(0); n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && !l.deadline.IsZero(); {
-		debt := min(l.starved.since(l.late, extensionsRecent*l.timeout), extensionsMost*l.timeout)
-		if debt = max(debt, graceRead); debt <= granted {
+		debt := l.debt()
+		if debt <= granted {
 			break
 		}
 		// From now on: the process may have been late in getting here, too.
@@ -86,17 +66,21 @@ func (l *link) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write writes.
+// Write writes, and goes on past the deadline as Read does.
 func (l *link) Write(p []byte) (int, error) {
 	n, err := l.Conn.Write(p)
 	if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) {
-		// The deadline passed between it was set and now, on our side.
-		if err := l.Conn.SetWriteDeadline(time.Now().Add(l.timeout)); err != nil {
+		if err := l.SetWriteDeadline(time.Now().Add(l.debt())); err != nil {
 			return 0, err
 		}
 		n, err = l.Conn.Write(p)
 	}
 	return n, err
+}
+
+// debt is by how much a deadline is extended.
+func (l *link) debt() time.Duration {
+	return max(graceRead, min(l.starved.since(l.late, extensionsRecent*l.timeout), extensionsMost*l.timeout))
 }
 
 // staleError is the failure of a request on a connection that had been idle and ended

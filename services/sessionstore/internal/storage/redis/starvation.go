@@ -74,15 +74,19 @@ func (s *starvation) total() time.Duration {
 }
 
 // since is for how long the process did not get to run since a total, and at least what
-// that was in the last one or two seconds, up to most: where this process has to wait
-// for a processor, a Redis on the same machine has to as well, if not at the same
-// moments.
+// that was of late, up to most.
 func (s *starvation) since(total, most time.Duration) time.Duration {
+	return max(s.total()-total, s.recent(most))
+}
+
+// recent is for how long the process did not get to run in the last one or two seconds,
+// up to most: where this process has to wait for a processor, a Redis on the same machine
+// has to as well, if not at the same moments.
+func (s *starvation) recent(most time.Duration) time.Duration {
 	if s == nil {
 		return 0
 	}
-	now := s.total()
-	return max(now-total, min(now-time.Duration(s.before.Load()), most))
+	return min(s.total()-time.Duration(s.before.Load()), most)
 }
 
 func (s *starvation) close() {
