@@ -132,18 +132,16 @@ func replayKinds() []Case {
 				equal(t, "update_time", got.GetUpdateTime().AsTime().UnixMilli(), at.UnixMilli())
 			}
 			for _, u := range all {
-				_, err := fx.Store.Update(t.Context(), id, *u)
-				ok(t, err)
+				fx.replay(t, storage.Write{SessionID: id, At: at, Update: u})
 			}
 			equal(t, "revision once each is repeated", fx.get(t, id).GetRevision(), 5)
 			// What was applied before by itself is left out.
-			_, err := fx.Store.Update(t.Context(), id, *named("w5", set("d", "5")))
-			ok(t, err)
+			fx.replay(t, storage.Write{SessionID: id, At: at, Update: named("w5", set("d", "5"))})
 			fx.replay(t, storage.Write{SessionID: id, At: at, Update: named("w6", set("d", "6")), Earlier: []*storage.Update{named("w5", set("d", "5"))}})
 			equal(t, "revision", fx.get(t, id).GetRevision(), 7)
 			equal(t, "label", fx.get(t, id).GetLabels()["d"], "6")
 			// A revision that is not there is a conflict, wherever it is expected.
-			err = fx.Store.Replay(t.Context(), storage.Write{SessionID: id, At: at, Update: named("w8", set("d", "8")), Earlier: []*storage.Update{named("w7", storage.Update{IfRevision: 3, SetLabels: map[string]string{"d": "7"}})}})
+			err := fx.Store.Replay(t.Context(), storage.Write{SessionID: id, At: at, Update: named("w8", set("d", "8")), Earlier: []*storage.Update{named("w7", storage.Update{IfRevision: 3, SetLabels: map[string]string{"d": "7"}})}})
 			if !errors.Is(err, storage.ErrConflict) {
 				t.Errorf("another revision: %v", err)
 			}
