@@ -28,9 +28,9 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	return s.Store.Sweep(ctx)
 }
 
-// postponeSweep says whether a sweep would expire a session although an extension
-// of it was acknowledged: settle_max has passed since the deadline that the store
-// underneath knows, and no hold goes further.
+// postponeSweep says whether a sweep would expire a session although writes of it were
+// acknowledged: settle_max has passed since the deadline that the store underneath
+// knows, or is told by its creation, and no hold goes further.
 func (s *Store) postponeSweep() bool {
 	now := s.now()
 	if !s.waiting.overdue(s.settled(now)) {

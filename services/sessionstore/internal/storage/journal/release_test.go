@@ -322,6 +322,64 @@ func TestOwnSweepWaitsForExtensions(t *testing.T) {
 	}
 }
 
+// TestOwnSweepWaitsForWrites: an outage lasts longer than settle_max after a deadline.
+// The replica that acknowledged events and an update before that deadline does not
+// expire the session before it has replayed them.
+func TestOwnSweepWaitsForWrites(t *testing.T) {
+	ctx := t.Context()
+	r, release := stuck(t, t.TempDir())
+	defer r.close()
+	s := r.long("ann")
+	must[storage.SweepResult](t)(r.Sweep(ctx))
+	r.below.Set(storagetest.Refuses)
+	r.clock.Advance(s.GetExpireTime().AsTime().Sub(r.clock.Now()) - time.Minute)
+	must[[]string](t)(r.Append(ctx, s.GetId(), []*sessionv1.Event{event("in time")}))
+	must[*sessionv1.Session](t)(r.Update(ctx, s.GetId(), label("in", "time")))
+	r.clock.Advance(settleMax + 10*time.Minute)
+	r.below.Set(storagetest.Works)
+	must[storage.SweepResult](t)(r.Sweep(ctx)) // before anything was replayed
+	release()
+	r.drained()
+	must[storage.SweepResult](t)(r.Sweep(ctx))
+	got := must[*sessionv1.Session](t)(r.inner.Get(ctx, s.GetId()))
+	if page, _ := r.DeadLetters(10, ""); len(page) > 0 || got.GetLabels()["in"] != "time" || got.GetEndTime() == nil {
+		t.Errorf("dead letters %v; it is %v", page, got)
+	}
+}
+
+// TestOwnSweepWaitsForCreated: a session is created in an outage, and kept alive in it
+// for longer than settle_max after its first deadline. No sweep of this replica comes
+// between its creation and its extensions.
+func TestOwnSweepWaitsForCreated(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	defer r.close()
+	must[storage.SweepResult](t)(r.Sweep(ctx))
+	r.below.Set(storagetest.Refuses)
+	id := r.create("ann")
+	for r.clock.Now().Before(time.UnixMilli(1_800_000_000_000).Add(settleMax + 20*time.Minute)) {
+		r.clock.Advance(time.Minute)
+		res := must[[]storage.ExtendResult](t)(r.Extend(ctx, []storage.Activity{{SessionID: id}}))
+		if res[0].Err != nil {
+			t.Fatal(res[0].Err)
+		}
+	}
+	want := must[*sessionv1.Session](t)(r.Get(ctx, id))
+	h := &hooked{Store: r.below.Store}
+	h.replay = func(ctx context.Context, w storage.Write) error {
+		if w.Create == nil {
+			_, _ = r.Sweep(ctx)
+		}
+		return h.Store.Replay(ctx, w)
+	}
+	r.below.Store = h
+	r.drained()
+	got := must[*sessionv1.Session](t)(r.inner.Get(ctx, id))
+	if n := r.Stats().DeadLetters; n > 0 || got.GetEndTime() != nil || !got.GetExpireTime().AsTime().Equal(want.GetExpireTime().AsTime()) {
+		t.Errorf("%d dead letters; it is %v, want %v", n, got, want)
+	}
+}
+
 // TestSweepIsPostponedForABoundedTime: a replica that cannot replay an extension
 // sweeps again after a while, since it may be a part of the store that is down.
 func TestSweepIsPostponedForABoundedTime(t *testing.T) {

@@ -24,9 +24,9 @@ type queue struct {
 	// from is the earliest time that one of the writes speaks of.
 	from time.Time
 	// deadline is the session's as the store underneath knows it, 0 where it was
-	// created here. extended: one of the writes has moved it.
-	deadline int64
-	extended bool
+	// created here. due is the deadline that it has there before the writes that wait,
+	// but for its creation, are replayed.
+	deadline, due int64
 
 	// place is where the queue is in one of the orders, nil while it is drained
 	// or parked.
@@ -141,13 +141,13 @@ func (w *waiting) earliest() (from time.Time, found bool) {
 	return from, found
 }
 
-// overdue says whether a session has an acknowledged extension waiting, and had a
-// deadline before the given one without it.
+// overdue says whether a session has writes waiting, and a deadline before the given
+// one without them: were it expired now, they would be refused.
 func (w *waiting) overdue(deadline time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, q := range w.queues {
-		if q.extended && !q.parked && q.deadline > 0 && q.deadline < deadline.UnixMilli() {
+		if !q.parked && q.due > 0 && q.due < deadline.UnixMilli() {
 			return true
 		}
 	}
@@ -224,6 +224,9 @@ func (s *Store) push(a *accepted, done bool) {
 	q := w.queues[id]
 	if q == nil {
 		q = &queue{id: id, failed: true, from: speaksOf(a.write), owner: ownerOf(a), deadline: lifetime.Millis(a.base.GetExpireTime())}
+		if q.due = q.deadline; a.write.Create != nil {
+			q.due = lifetime.Millis(a.write.Create.Session.GetExpireTime())
+		}
 		q.place = w.order.PushBack(q)
 		w.queues[id] = q
 		if q.owner != "" {
@@ -237,7 +240,6 @@ func (s *Store) push(a *accepted, done bool) {
 		q.from = at
 	}
 	q.writes = append(q.writes, a)
-	q.extended = q.extended || extends(a.write)
 	if c := a.write.Create; c != nil && c.RequestKey != "" {
 		q.key = storage.RequestKey(c.Session, c.RequestKey)
 		w.keys[q.key] = id
