@@ -22,7 +22,9 @@ func (s *Store) Sweep(ctx context.Context) (storage.SweepResult, error) {
 	if err != nil && !s.held.Load() {
 		return storage.SweepResult{}, err
 	}
-	if err == nil && s.postponeSweep() {
+	if err != nil {
+		s.postponed.Store(0) // what waits cannot be replayed now
+	} else if s.postponeSweep() {
 		return storage.SweepResult{}, nil
 	}
 	return s.Store.Sweep(ctx)

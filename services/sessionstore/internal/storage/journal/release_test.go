@@ -380,6 +380,32 @@ func TestOwnSweepWaitsForCreated(t *testing.T) {
 	}
 }
 
+// TestSweepIsPostponedAfterEachOutage: how long a replica waited to replay an extension
+// before the store underneath went away again does not count.
+func TestSweepIsPostponedAfterEachOutage(t *testing.T) {
+	ctx := t.Context()
+	r, release := stuck(t, t.TempDir())
+	defer r.close()
+	s := r.long("ann")
+	must[storage.SweepResult](t)(r.Sweep(ctx))
+	r.below.Set(storagetest.Refuses)
+	r.extendInOutage(s)
+	r.clock.Advance(settleMax + 10*time.Minute)
+	for range 3 {
+		r.below.Set(storagetest.Works)
+		must[storage.SweepResult](t)(r.Sweep(ctx))
+		r.below.Set(storagetest.Refuses)
+		r.clock.Advance(postponeMost)
+		_, err := r.Sweep(ctx)
+		wantErr(t, err, storage.ErrUnavailable)
+	}
+	release()
+	r.drained()
+	if n := r.Stats().DeadLetters; n > 0 {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
 // TestSweepIsPostponedForABoundedTime: a replica that cannot replay an extension
 // sweeps again after a while, since it may be a part of the store that is down.
 func TestSweepIsPostponedForABoundedTime(t *testing.T) {
