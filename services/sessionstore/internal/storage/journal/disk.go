@@ -26,9 +26,12 @@ type place struct {
 	seq uint64
 }
 
-// open reads what is there.
+// open reads what is there, also from a full disk: what was accepted is replayed all
+// the same.
 func (d *disk) open(add func(record []byte) error) error {
-	log, err := wal.Open(d.opts, add)
+	opts := d.opts
+	opts.AwaitRoom = true
+	log, err := wal.Open(opts, add)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.log, d.err = log, err

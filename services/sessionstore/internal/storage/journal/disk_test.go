@@ -169,6 +169,38 @@ func TestFullDiskDrains(t *testing.T) {
 	d.free(r)
 }
 
+// TestFullDiskAtTheStart: a process that is started on a full disk replays what was
+// accepted, turns away what it would have to write down, and accepts it once there is
+// room.
+func TestFullDiskAtTheStart(t *testing.T) {
+	ctx := t.Context()
+	d := &flakyDisk{}
+	r := newRigOn(t, t.TempDir(), d)
+	defer r.close()
+	id := r.create("ann")
+	r.below.Set(storagetest.Refuses)
+	must[*sessionv1.Session](t)(r.Update(ctx, id, label("before", "x")))
+	d.full.Store(true)
+	r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Refuses)
+	if got := must[*sessionv1.Session](t)(r.Get(ctx, id)); got.GetLabels()["before"] != "x" {
+		t.Errorf("reads %v", got)
+	}
+	_, err := r.Update(ctx, id, label("during", "x"))
+	wantErr(t, err, storage.ErrUnavailable, storage.ErrJournal)
+	if r.Err() == nil {
+		t.Error("nothing tells that the disk is full")
+	}
+	r.drained()
+	if got := must[*sessionv1.Session](t)(r.inner.Get(ctx, id)); got.GetLabels()["before"] != "x" || len(got.GetLabels()) != 1 {
+		t.Errorf("replayed: %v", got)
+	}
+	d.full.Store(false)
+	storagetest.Until(t, "the journal can be written", func() bool { return r.Err() == nil })
+	r.below.Set(storagetest.Refuses)
+	must[*sessionv1.Session](t)(r.Update(ctx, id, label("after", "x")))
+	r.drained()
+}
+
 // TestFullDiskIsNotReadOver: as long as nothing can be written, what is on disk
 // is not read again and again to find that out.
 func TestFullDiskIsNotReadOver(t *testing.T) {
