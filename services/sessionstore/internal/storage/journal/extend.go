@@ -153,10 +153,16 @@ func (s *Store) report(ctx context.Context, a storage.Activity, out *storage.Ext
 			return s.told(ctx, &storage.Write{SessionID: a.SessionID, At: at, Extend: &a}), nil
 		default:
 			after, err := s.shadow.Get(ctx, a.SessionID)
-			if err != nil || !after.GetLastActivityTime().AsTime().After(before.GetLastActivityTime().AsTime()) {
+			if err != nil || !after.GetLastActivityTime().AsTime().After(before.GetLastActivityTime().AsTime()) && !judgedBelow(before, a) {
 				return nil, err
 			}
 		}
 		return &storage.Write{SessionID: a.SessionID, At: at, Extend: &a}, nil
 	})
+}
+
+// judgedBelow says whether only the store underneath can tell if an activity that is
+// no later than the last one extends the session: which events did is not known here.
+func judgedBelow(sess *sessionv1.Session, a storage.Activity) bool {
+	return a.EventID != "" && sess.GetTtlPolicy().GetStrategy() == sessionv1.TTLPolicy_EVERY_ACTIVITY
 }

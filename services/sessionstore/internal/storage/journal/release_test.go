@@ -464,3 +464,35 @@ func TestExtensionOfWhatWasEnded(t *testing.T) {
 		t.Errorf("%d dead letters", n)
 	}
 }
+
+// TestEveryActivityExtends: under EVERY_ACTIVITY, each of several events of one moment
+// extends, also those that are reported in an outage.
+func TestEveryActivityExtends(t *testing.T) {
+	ctx := t.Context()
+	r := newRig(t, t.TempDir())
+	defer r.close()
+	s := r.fresh("ann")
+	s.TtlPolicy.Strategy = sessionv1.TTLPolicy_EVERY_ACTIVITY
+	s = first(r.Create(ctx, s, ""))
+	r.clock.Advance(time.Minute)
+	at := r.clock.Now()
+	report := func(event string) {
+		t.Helper()
+		res := must[[]storage.ExtendResult](t)(r.Extend(ctx, []storage.Activity{{SessionID: s.GetId(), Time: at, EventID: event}}))
+		if res[0].Err != nil {
+			t.Fatal(res[0].Err)
+		}
+	}
+	report("a")
+	must[*sessionv1.Session](t)(r.Get(ctx, s.GetId()))
+	r.below.Set(storagetest.Refuses)
+	for _, event := range []string{"a", "b", "c", "b"} {
+		report(event)
+	}
+	r.drained()
+	if got := must[*sessionv1.Session](t)(r.inner.Get(ctx, s.GetId())); got.GetExtensionCount() != 3 {
+		t.Errorf("extended %d times, want 3", got.GetExtensionCount())
+	}
+}
+
+func first[V any](v V, _ bool, _ error) V { return v }
