@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -39,6 +42,22 @@ func (d *disk) open(add func(record []byte) error) error {
 		d.log = nil
 	}
 	return err
+}
+
+// nameFile keeps the journal's name where the log was erased.
+const nameFile = "name"
+
+// name returns the name that setName has left, empty for none.
+func (d *disk) name() string {
+	b, err := os.ReadFile(filepath.Join(d.opts.Dir, nameFile))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func (d *disk) setName(name string) error {
+	return os.WriteFile(filepath.Join(d.opts.Dir, nameFile), []byte(name+"\n"), 0o600)
 }
 
 // failure returns why nothing can be written, nil while it can.
@@ -130,8 +149,10 @@ func (d *disk) snapshot(write func(emit func(record []byte) error) error) error 
 }
 
 // reopen opens the directory again after a failure and puts what write emits in
-// the place of what is there: memory knows better than a log that broke off.
-func (d *disk) reopen(write func(emit func(record []byte) error) error) error {
+// the place of what is there: memory knows better than a log that broke off. Where that
+// cannot be written and nothing counts any more, what is there is erased: it would be
+// replayed once more after the next start, when others have changed the sessions.
+func (d *disk) reopen(nothing func() bool, write func(emit func(record []byte) error) error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.log != nil {
@@ -143,6 +164,9 @@ func (d *disk) reopen(write func(emit func(record []byte) error) error) error {
 		d.log = nil
 	}
 	if d.err = wal.Probe(d.opts); d.err != nil {
+		if nothing() {
+			d.err = errors.Join(d.err, wal.Erase(d.opts.Dir))
+		}
 		return d.err
 	}
 	log, err := wal.Open(d.opts, func([]byte) error { return nil })

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
@@ -199,6 +200,40 @@ func TestFullDiskAtTheStart(t *testing.T) {
 	r.below.Set(storagetest.Refuses)
 	must[*sessionv1.Session](t)(r.Update(ctx, id, label("after", "x")))
 	r.drained()
+}
+
+// TestFullDiskIsReplayedOnce: what was replayed while the disk was full, so that this
+// could not be written down, is not replayed again after a restart: by then others have
+// changed the session.
+func TestFullDiskIsReplayedOnce(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		ctx := t.Context()
+		d := &flakyDisk{}
+		r := newRigOn(t, t.TempDir(), d)
+		r.below.Set(storagetest.Refuses)
+		made := r.create("ann")
+		d.full.Store(true)
+		_, err := r.Update(ctx, made, label("during", "x"))
+		wantErr(t, err, storage.ErrUnavailable)
+		r.drained()
+		storagetest.Until(t, "the log is erased", func() bool {
+			names, err := filepath.Glob(filepath.Join(r.dir, "s*-*"))
+			return err == nil && len(names) == 0
+		})
+		must[*sessionv1.Session](t)(r.End(ctx, made, "stolen"))
+		r.clock.Advance(2 * time.Hour) // it is purged
+		must[storage.SweepResult](t)(r.Sweep(ctx))
+		must[storage.SweepResult](t)(r.inner.Sweep(ctx))
+		d.full.Store(full)
+		r.crash(filepath.Join(t.TempDir(), "j"), storagetest.Works)
+		r.drained()
+		if got, err := r.Get(ctx, made); !errors.Is(err, storage.ErrNotFound) {
+			t.Errorf("full %v: read %v, %v", full, got, err)
+		}
+		d.full.Store(false)
+		storagetest.Until(t, "the journal can be written", func() bool { return r.Err() == nil })
+		r.close()
+	}
 }
 
 // TestFullDiskIsNotReadOver: as long as nothing can be written, what is on disk

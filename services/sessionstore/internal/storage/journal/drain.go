@@ -301,7 +301,8 @@ func (s *Store) mend() {
 	}
 	// A write on its way into a log that broke is not acknowledged, so those that
 	// are here are all that count; and whoever accepts one may wait for this.
-	err := s.disk.reopen(func(put func(record []byte) error) error { return s.emit(put, s.waiting.all()) })
+	err := s.disk.reopen(func() bool { return s.depth.Load() == 0 && s.letters.count() == 0 },
+		func(put func(record []byte) error) error { return s.emit(put, s.waiting.all()) })
 	if err != nil {
 		s.opts.Log.Debug("the journal still cannot be written", slog.Any("error", err))
 		return
@@ -313,6 +314,7 @@ func (s *Store) mend() {
 func (s *Store) tidy() {
 	most := 2 * s.opts.MaxBytes
 	if s.depth.Load() == 0 {
+		s.mend() // at once: nothing on disk counts any more
 		most = tidyBytes
 	}
 	if s.disk.size() < most || s.disk.failure() != nil {

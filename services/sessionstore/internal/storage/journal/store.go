@@ -202,10 +202,20 @@ func (s *Store) recover() error {
 	if err := s.disk.open(c.add); err != nil {
 		return err
 	}
-	if s.holder = c.holder; s.holder != "" {
+	if s.holder = c.holder; s.holder == "" {
+		s.holder = s.disk.name() // the log was erased
+	}
+	if s.holder != "" {
 		s.said.Store(s.now().UnixMilli()) // what the process before has said is not known
-	} else if err := s.name(); err != nil {
-		return err
+	}
+	if c.holder == "" {
+		if err := s.name(); err != nil {
+			return err
+		}
+	} else if s.disk.name() == "" {
+		if err := s.disk.setName(s.holder); err != nil { // there is room later
+			s.opts.Log.Debug("the journal's name is in its log alone", slog.Any("error", err))
+		}
 	}
 	s.take(c)
 	if n := s.depth.Load(); n > 0 {
@@ -215,18 +225,28 @@ func (s *Store) recover() error {
 	return nil
 }
 
-// name gives a new journal its name.
+// name gives a new journal its name, and writes it down. One that is not new may be on
+// a full disk.
 func (s *Store) name() error {
-	s.holder = rand.Text()[:12]
+	old := s.holder != ""
+	if !old {
+		s.holder = rand.Text()[:12]
+	}
 	record, err := holderRecord(s.holder)
 	if err != nil {
 		return err
 	}
 	at, err := s.disk.append(record)
+	if old && err != nil && s.disk.failure() != nil {
+		return nil //nolint:nilerr // mend writes it down
+	}
+	if err == nil {
+		err = at.wait(context.Background())
+	}
 	if err != nil {
 		return err
 	}
-	return at.wait(context.Background())
+	return s.disk.setName(s.holder)
 }
 
 // take rebuilds what waits: each session that has writes left starts from what
@@ -344,6 +364,7 @@ func (s *Store) Close() error {
 				s.opts.Log.Debug("the hold stays until it is too old", slog.Any("error", err))
 			}
 		}
+		s.mend()
 		s.closeE = errors.Join(s.disk.close(), s.shadow.Close(), s.Store.Close())
 	})
 	return s.closeE

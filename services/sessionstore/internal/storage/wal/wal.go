@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 )
 
@@ -94,6 +95,24 @@ func Probe(opts Options) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close(), os.Remove(path))
+}
+
+// Erase removes a log that nobody has open, which works on a full disk, too. The newest
+// file goes first: what a crash leaves of it is a log without an end.
+func Erase(dir string) error {
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	l := &Log{opts: Options{Dir: dir}}
+	snapshots, segments, err := l.files()
+	for _, n := range slices.Backward(segments) {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, segmentName(n))))
+	}
+	for _, n := range slices.Backward(snapshots) {
+		err = errors.Join(err, os.Remove(filepath.Join(dir, snapshotName(n))))
+	}
+	return errors.Join(err, syncDir(dir), lock.Close())
 }
 
 // Log is an open log. Its methods are safe for concurrent use.
