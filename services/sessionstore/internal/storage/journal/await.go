@@ -9,6 +9,14 @@ func (w *waiting) park(q *queue) {
 	q.release()
 }
 
+// isParked says whether a session's writes wait for room among the dead letters.
+func (w *waiting) isParked(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	q := w.queues[id]
+	return q != nil && q.parked
+}
+
 // unpark puts every parked queue back in order, and returns whether there was one.
 func (w *waiting) unpark() bool {
 	w.mu.Lock()

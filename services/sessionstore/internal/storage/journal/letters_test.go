@@ -166,3 +166,49 @@ func testLettersBound(t *testing.T, bound func(*Options)) {
 		}
 	}
 }
+
+// TestEndsOfParkedSessions: with the dead-letter queue full, ends, deletions and
+// revocations take effect for everybody at once.
+func TestEndsOfParkedSessions(t *testing.T) {
+	ctx := t.Context()
+	for name, end := range map[string]func(r *rig, id, user string) error{
+		"end":    func(r *rig, id, _ string) error { _, err := r.End(ctx, id, "stolen"); return err },
+		"delete": func(r *rig, id, _ string) error { return r.Delete(ctx, id) },
+		"revoke": func(r *rig, _, user string) error {
+			n, err := r.RevokeUser(ctx, "acme", user, nil, "stolen")
+			if n != 1 {
+				t.Errorf("%d revoked", n)
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, t.TempDir(), func(o *Options) { o.MaxLetters = 1 })
+			defer r.close()
+			ids := map[string]string{"ann": r.create("ann"), "bob": r.create("bob")}
+			r.below.Set(storagetest.Refuses)
+			for _, id := range ids {
+				must[*sessionv1.Session](t)(r.Update(ctx, id, storage.Update{IfRevision: 1, SetLabels: map[string]string{"a": "mine"}}))
+				must[*sessionv1.Session](t)(r.inner.Update(ctx, id, label("a", "theirs")))
+			}
+			r.below.Set(storagetest.Works)
+			storagetest.Until(t, "one is parked", func() bool { return r.Stats().Parked == 1 })
+			for user, id := range ids {
+				if err := end(r, id, user); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := r.inner.Get(ctx, id); err == nil && got.GetEndTime() == nil {
+					t.Errorf("live for everybody else: %v", got)
+				}
+			}
+			for r.Stats().DeadLetters > 0 {
+				page, _ := r.DeadLetters(1, "")
+				if err := r.RetryDeadLetter(ctx, page[0].ID, true); err != nil {
+					t.Fatal(err)
+				}
+				storagetest.Until(t, "none is parked, or a dead letter is there", func() bool { st := r.Stats(); return st.Waiting == 0 || st.DeadLetters > 0 })
+			}
+			r.drained()
+		})
+	}
+}

@@ -57,7 +57,6 @@ func (s *Store) publishHold(ctx context.Context) error {
 	s.accepting.Lock() // every write that has its time is known below
 	now := s.now()
 	from, waits := s.waiting.earliest()
-	s.accepting.Unlock()
 	if !waits {
 		from = now
 	}
@@ -65,10 +64,10 @@ func (s *Store) publishHold(ctx context.Context) error {
 	if least := now.Add(s.margin() - storage.HoldLife(s.opts.SettleMax)); from.Before(least) {
 		from = least
 	}
-	// Record this before the call: it may take effect even if it returns an error.
-	for old := s.said.Load(); from.UnixMilli() > old && !s.said.CompareAndSwap(old, from.UnixMilli()); {
-		old = s.said.Load()
-	}
+	// Record this before the call, which may take effect even if it returns an error;
+	// and before another write is accepted, which must be judged by it.
+	s.said.Store(max(s.said.Load(), from.UnixMilli()))
+	s.accepting.Unlock()
 	err := s.Hold(ctx, s.holder, from)
 	if err == nil {
 		s.held.Store(true)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
@@ -239,6 +240,7 @@ func (s *Store) End(ctx context.Context, id, reason string) (*sessionv1.Session,
 
 func (s *Store) end(ctx context.Context, id, reason string) (*sessionv1.Session, error) {
 	base, _, _ := s.opts.Base(id)
+	s.ahead(ctx, id, func() error { _, err := s.Store.End(ctx, id, reason); return err })
 	return writeWith(ctx, s, id, with{base: base}, func() (*sessionv1.Session, error) { return s.Store.End(ctx, id, reason) },
 		func(time.Time) (*sessionv1.Session, *storage.Write, error) {
 			before, err := s.shadow.Get(ctx, id)
@@ -258,10 +260,23 @@ func (s *Store) end(ctx context.Context, id, reason string) (*sessionv1.Session,
 		})
 }
 
+// ahead lets an end take effect in the store underneath at once where the session's
+// writes wait for an operator: everybody else would go on reading it as live. It is
+// accepted behind these writes all the same, which are refused then.
+func (s *Store) ahead(ctx context.Context, id string, end func() error) {
+	if !s.waiting.isParked(id) {
+		return
+	}
+	if err := end(); err != nil && !final(err) {
+		s.opts.Log.DebugContext(ctx, "the end of a session waits behind its other writes", slog.Any("error", err))
+	}
+}
+
 // Delete removes a session.
 func (s *Store) Delete(ctx context.Context, id string) error {
 	s.awaitReplay(ctx, id)
 	base, _, _ := s.opts.Base(id)
+	s.ahead(ctx, id, func() error { return s.Store.Delete(ctx, id) })
 	_, err := writeWith(ctx, s, id, with{base: base}, func() (struct{}, error) { return struct{}{}, s.Store.Delete(ctx, id) },
 		func(at time.Time) (struct{}, *storage.Write, error) {
 			if err := s.shadow.Delete(ctx, id); err != nil {
