@@ -97,7 +97,7 @@ func dial(raw string, o dialOptions) (*conn, error) {
 	if u.cluster {
 		opts.Dialer = func(ctx context.Context, _, addr string) (net.Conn, error) {
 			host, _, _ := net.SplitHostPort(addr)
-			return c.dialer.dial(ctx, c.server(addr), host)
+			return orUnreached(c.dialer.dial(ctx, c.server(addr), host))
 		}
 	} else {
 		c.endpoint = newEndpoint(c, u, opts, o)

@@ -91,15 +91,14 @@ func (e *endpoint) named() bool {
 func (e *endpoint) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if e.named() {
 		if err := e.look(ctx, false); err != nil {
-			return nil, err
+			return orUnreached(nil, err)
 		}
 	}
-	s := e.current.Load()
-	conn, err := e.connect(ctx, s)
+	conn, err := e.connect(ctx, e.current.Load())
 	if err != nil {
 		e.suspectServer()
 	}
-	return conn, err
+	return orUnreached(conn, err)
 }
 
 func (e *endpoint) connect(ctx context.Context, s *server) (net.Conn, error) {
@@ -266,7 +265,7 @@ func (e *endpoint) verify(ctx context.Context, addr string) error {
 	s := &server{addr: addr}
 	opts := e.opts
 	opts.Addrs, opts.OnConnect, opts.PoolSize = []string{addr}, nil, 1
-	opts.Dialer = func(ctx context.Context, _, _ string) (net.Conn, error) { return e.connect(ctx, s) }
+	opts.Dialer = func(ctx context.Context, _, _ string) (net.Conn, error) { return orUnreached(e.connect(ctx, s)) }
 	client := goredis.NewClient(opts.Simple())
 	cmd := goredis.NewCmd(ctx, "role")
 	_ = client.Process(ctx, cmd)

@@ -222,6 +222,33 @@ func (s *server) identify(run string) {
 	}
 }
 
+// unreached stands for a connection that could not be made: every use of it fails with
+// why. go-redis counts failed dials, over the whole life of a pool. From as many as the
+// pool has places on, it no longer dials, but returns the last error, for up to a second:
+// also where another server has become the current one, whose breaker would open.
+type unreached struct {
+	net.Conn // nil
+	why      error
+}
+
+// orUnreached returns a connection in any case.
+func orUnreached(conn net.Conn, err error) (net.Conn, error) {
+	if err != nil {
+		return unreached{why: err}, nil //nolint:nilerr // every use of it returns the error
+	}
+	return conn, nil
+}
+
+func (u unreached) Read([]byte) (int, error)              { return 0, u.why }
+func (u unreached) Write([]byte) (int, error)             { return 0, u.why }
+func (u unreached) Close() error                          { return nil }
+func (u unreached) LocalAddr() net.Addr                   { return &net.TCPAddr{} }
+func (u unreached) RemoteAddr() net.Addr                  { return &net.TCPAddr{} }
+func (u unreached) SetDeadline(time.Time) error           { return u.why }
+func (u unreached) SetReadDeadline(time.Time) error       { return u.why }
+func (u unreached) SetWriteDeadline(time.Time) error      { return u.why }
+func (u unreached) SyscallConn() (syscall.RawConn, error) { return nil, u.why }
+
 // dialer makes connections.
 type dialer struct {
 	timeout time.Duration

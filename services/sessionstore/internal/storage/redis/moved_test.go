@@ -1,6 +1,7 @@
 package redis_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync/atomic"
@@ -278,5 +279,41 @@ func TestHungServerIsNoticedByTheFeed(t *testing.T) {
 	}
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestOutagesLeaveNoMark: a name moves again and again, each time after the server
+// before was killed under calls. What failed there does not count against the one that
+// follows: no breaker of it opens.
+func TestOutagesLeaveNoMark(t *testing.T) {
+	n := redistest.StartMovingName(t, 5, "--repl-diskless-sync-delay", "0")
+	breakers := resilience.NewRegistry(resilience.BreakerConfig{Delay: time.Minute}, nil)
+	s := open(t, n.URL(), func(o *redis.Options) { o.Resolve, o.Breakers, o.Timeout = n.Resolve, breakers, 250*time.Millisecond })
+	id, _ := create(t, s, newSession(1, "ann", time.Hour), "")
+	call := func() bool {
+		time.Sleep(2 * time.Millisecond) // the pace of the calls
+		_, err1 := s.Get(context.Background(), id)
+		_, err2 := s.Append(context.Background(), id, []*sessionv1.Event{{Id: "e", Type: "input:text"}})
+		return err1 == nil && err2 == nil
+	}
+	for to := 1; to < len(n.Servers); to++ {
+		replicate(t, n.Servers[to], n.Servers[to-1])
+		if err := n.Servers[to-1].Kill(); err != nil {
+			t.Fatal(err)
+		}
+		storagetest.Until(t, "breakers open", func() bool {
+			call()
+			return state(breakers, redis.ClassRead).State == resilience.Open && state(breakers, redis.ClassWrite).State == resilience.Open
+		})
+		ask(t, n.Servers[to], "REPLICAOF NO ONE")
+		n.Move(to)
+		began := time.Now()
+		storagetest.Until(t, "the new server serves", call)
+		t.Logf("move %d: served after %v", to, time.Since(began))
+		for _, b := range breakers.List() {
+			if b.Trips > 0 || b.Node != n.Servers[to].Addr {
+				t.Errorf("move %d: %+v", to, b)
+			}
+		}
 	}
 }

@@ -21,10 +21,7 @@ import (
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
 		// go-redis stops its batch workers after Close has returned.
-		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9.(*AutoPipeliner).flusher"),
-		// After failed dials go-redis probes once a second, and looks at whether
-		// the pool was closed only between probes.
-		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
+		goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9.(*AutoPipeliner).flusher"))
 }
 
 // unit is what these tests can tell apart: every wait in them is real.

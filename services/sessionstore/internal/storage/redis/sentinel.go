@@ -27,7 +27,9 @@ func newSentinels(c *conn, u target, opts goredis.UniversalOptions) *sentinels {
 			ConnMaxIdleTime: opts.ConnMaxIdleTime, ConnMaxLifetime: opts.ConnMaxLifetime,
 			CredentialsProviderContext: c.access.sentinelCredentials,
 			DisableIdentity:            true, MaintNotificationsConfig: opts.MaintNotificationsConfig,
-			Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dialer.dial(ctx, at, host) },
+			Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return orUnreached(c.dialer.dial(ctx, at, host))
+			},
 		}))
 	}
 	return s
