@@ -142,12 +142,19 @@ func hasCode(reply string, codes []string) bool {
 
 // retiringCodes are the replies that say that a connection leads to the wrong server,
 // or has the wrong login: another one may not.
-var retiringCodes = []string{"READONLY", "NOAUTH", "WRONGPASS", "NOPERM", "DENIED", "ERR Protocol error"}
+var retiringCodes = []string{"READONLY", "NOAUTH", "NOPERM", "DENIED", "ERR Protocol error"}
 
 // isRetiring says whether connections to the server should be made anew.
 func isRetiring(err error) bool {
 	var server goredis.Error
-	return err != nil && errors.As(err, &server) && hasCode(strings.Replace(server.Error(), ":", " ", 1), retiringCodes)
+	return err != nil && errors.As(err, &server) && !isRefusedLogin(err) && hasCode(strings.Replace(server.Error(), ":", " ", 1), retiringCodes)
+}
+
+// isRefusedLogin says whether a new connection could not log in. That says nothing of
+// those that are logged in.
+func isRefusedLogin(err error) bool {
+	var server goredis.Error
+	return err != nil && errors.As(err, &server) && hasCode(server.Error(), []string{"WRONGPASS", "NOAUTH HELLO"})
 }
 
 // failure maps what Redis or the network answered. A caller whose context

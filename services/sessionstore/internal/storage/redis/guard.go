@@ -66,7 +66,7 @@ func (g *guard) limit() time.Duration {
 func (g *guard) run(ctx context.Context, trip func(ctx context.Context) (resilience.Outcome, error)) error {
 	ctx = context.WithValue(context.WithoutCancel(ctx), guarded{}, true)
 	breaker := g.breaker.Load()
-	faulty, retiring := false, false
+	faulty, retiring, refused := false, false, false
 	rejected := breaker.Guard(func() resilience.Outcome {
 		out, err := g.attempt(ctx, trip)
 		if g.again && isStale(err) {
@@ -74,14 +74,16 @@ func (g *guard) run(ctx context.Context, trip func(ctx context.Context) (resilie
 			g.server().retire()
 			out, err = g.attempt(ctx, trip)
 		}
-		faulty, retiring = out == resilience.Fault, isRetiring(err)
+		faulty, retiring, refused = out == resilience.Fault, isRetiring(err), isRefusedLogin(err)
 		return out
 	})
 	if retiring {
 		g.server().retireOften()
 		g.opened(ctx)
 	} else if faulty && breaker.Status().State == resilience.Open {
-		g.server().retire() // probes are made on new connections
+		if !refused {
+			g.server().retire() // probes are made on new connections
+		}
 		g.opened(ctx)
 	}
 	return rejected

@@ -40,3 +40,29 @@ func TestOneFaultIsThatOfTheBatch(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusedLoginsRetireNothing: the connections that are logged in are kept, also when
+// the breaker opens.
+func TestRefusedLoginsRetireNothing(t *testing.T) {
+	for reply, retired := range map[string]bool{
+		"WRONGPASS invalid username-password pair or user is disabled.":     false,
+		"NOAUTH HELLO must be called with the client already authenticated": false,
+		"NOAUTH Authentication required.":                                   true,
+		"READONLY You can't write against a read only replica.":             true,
+		"BUSY Redis is busy running a script.":                              true, // by the open breaker
+	} {
+		breaker := resilience.NewRegistry(resilience.BreakerConfig{}, nil).Breaker(ClassWrite, "node")
+		g, s := newGuard(breaker, time.Second, false), &server{}
+		g.server, g.opened = func() *server { return s }, func(context.Context) {}
+		call := g.ProcessHook(func(_ context.Context, cmd goredis.Cmder) error {
+			cmd.SetErr(replyError(reply))
+			return cmd.Err()
+		})
+		for breaker.Status().State != resilience.Open {
+			_ = call(t.Context(), goredis.NewCmd(t.Context(), "get", "a"))
+		}
+		if got := s.generation.Load() > 0; got != retired {
+			t.Errorf("%s: connections were retired: %v", reply, got)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/livinguniverse/stoker/pkg/redistest"
+	sessionv1 "github.com/livinguniverse/stoker/proto/gen/stoker/session/v1"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/sessionid"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
@@ -289,4 +290,42 @@ func TestUnusableFilesAreReported(t *testing.T) {
 	})
 	rewrite(t, file, "s3cr3tpw")
 	storagetest.Until(t, "the report is gone", func() bool { return !warned() })
+}
+
+// TestRefusedLoginSparesOthers: while logins are refused, a connection that ends takes no
+// other one with it: those that are logged in go on.
+func TestRefusedLoginSparesOthers(t *testing.T) {
+	server := redistest.Start(t)
+	redisOf := control(t, server.Addr)
+	redisOf.do("config", "set", "requirepass", "before")
+	s := open(t, "redis://:before@"+server.Addr)
+	id, _ := create(t, s, newSession(1, "ann", time.Hour), "")
+	call := func() {
+		t.Helper()
+		if _, err := s.Get(t.Context(), id); err != nil {
+			t.Fatalf("a read on a connection that is logged in: %v", err)
+		}
+		if _, err := s.Append(t.Context(), id, []*sessionv1.Event{{Id: "e", Type: "input:text"}}); err != nil {
+			t.Fatalf("a write on a connection that is logged in: %v", err)
+		}
+	}
+	call()
+	redisOf.do("config", "set", "requirepass", "after")
+	list, _ := redisOf.do("client", "list", "type", "normal").(string)
+	killed := 0
+	for line := range strings.Lines(list) {
+		if strings.Contains(line, "cmd=xread") {
+			killed++
+			redisOf.do("client", "kill", "id", strings.TrimPrefix(strings.Fields(line)[0], "id="))
+		}
+	}
+	if killed == 0 {
+		t.Fatalf("no connection of the feed: %s", list)
+	}
+	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		call()
+	}
+	if info, _ := redisOf.do("info", "stats").(string); strings.Contains(info, "acl_access_denied_auth:0\r") {
+		t.Error("no login was refused: this shows nothing")
+	}
 }
