@@ -24,8 +24,9 @@ type endpoint struct {
 	opts goredis.UniversalOptions
 	// host is that of the URL; empty with Sentinel.
 	host string
-	// locate returns the addresses that the name stands for now.
-	locate func(ctx context.Context) ([]string, error)
+	// locate returns the addresses that the name stands for now, and whether that is sure:
+	// not where fewer than most of the Sentinels say so.
+	locate func(ctx context.Context) (addrs []string, sure bool, err error)
 	// every is the time between two looks at the name; 0 where it is an address, so
 	// that only the role of the server is looked at.
 	every    time.Duration
@@ -62,21 +63,21 @@ func newEndpoint(c *conn, u target, opts goredis.UniversalOptions, o dialOptions
 	e.host = host
 	e.current.Store(&server{addr: u.addrs[0]})
 	if net.ParseIP(host) != nil {
-		e.locate = func(context.Context) ([]string, error) { return u.addrs[:1], nil }
+		e.locate = func(context.Context) ([]string, bool, error) { return u.addrs[:1], true, nil }
 		return e
 	}
 	e.every = resolveEvery
-	e.locate = func(ctx context.Context) ([]string, error) {
+	e.locate = func(ctx context.Context) ([]string, bool, error) {
 		ips, err := o.resolve(ctx, host)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		addrs := make([]string, len(ips))
 		for i, ip := range ips {
 			addrs[i] = net.JoinHostPort(ip, port)
 		}
 		slices.Sort(addrs)
-		return addrs, nil
+		return addrs, true, nil
 	}
 	return e
 }
@@ -232,7 +233,7 @@ func (e *endpoint) probe(ctx context.Context) {
 func (e *endpoint) look(ctx context.Context, suspect bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 4*e.conn.dialer.timeout)
 	defer cancel()
-	addrs, err := e.locate(ctx)
+	addrs, sure, err := e.locate(ctx)
 	if err != nil {
 		return err
 	}
@@ -244,6 +245,9 @@ func (e *endpoint) look(ctx context.Context, suspect bool) error {
 	if e.named() && len(addrs) == 1 {
 		e.move(now, addrs[0]) // there is no choice
 		return nil
+	}
+	if !sure && !e.named() && e.verify(ctx, now.addr) == nil {
+		return nil // a Sentinel that is behind, or cut off, while the others do not answer
 	}
 	var failed error
 	for _, addr := range addrs {

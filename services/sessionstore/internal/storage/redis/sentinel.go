@@ -35,9 +35,9 @@ func newSentinels(c *conn, u target, opts goredis.UniversalOptions) *sentinels {
 	return s
 }
 
-// master returns the address that most of the Sentinels name, first, and those that
-// others name behind it.
-func (s *sentinels) master(ctx context.Context) ([]string, error) {
+// master returns the address that most of those Sentinels name that answer, and whether
+// these are most of all.
+func (s *sentinels) master(ctx context.Context) (addrs []string, sure bool, err error) {
 	answers := make([]string, len(s.clients))
 	errs := make([]error, len(s.clients))
 	var asking sync.WaitGroup
@@ -56,7 +56,6 @@ func (s *sentinels) master(ctx context.Context) ([]string, error) {
 	}
 	asking.Wait()
 	votes := map[string]int{}
-	var addrs []string
 	for _, a := range answers {
 		if a == "" {
 			continue
@@ -66,7 +65,7 @@ func (s *sentinels) master(ctx context.Context) ([]string, error) {
 		}
 	}
 	if len(addrs) == 0 {
-		return nil, fmt.Errorf("no Sentinel named a master: %w", errors.Join(errs...))
+		return nil, false, fmt.Errorf("no Sentinel named a master: %w", errors.Join(errs...))
 	}
 	most := 0
 	for i, a := range addrs {
@@ -75,7 +74,7 @@ func (s *sentinels) master(ctx context.Context) ([]string, error) {
 		}
 	}
 	// Only the one that most name counts: the others are behind, or cut off.
-	return addrs[most : most+1], nil
+	return addrs[most : most+1], 2*votes[addrs[most]] > len(s.clients), nil
 }
 
 func (s *sentinels) close() error {
