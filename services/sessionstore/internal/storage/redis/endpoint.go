@@ -272,8 +272,12 @@ func (e *endpoint) verify(ctx context.Context, addr string) error {
 	opts.Dialer = func(ctx context.Context, _, _ string) (net.Conn, error) { return orUnreached(e.connect(ctx, s)) }
 	client := goredis.NewClient(opts.Simple())
 	cmd := goredis.NewCmd(ctx, "role")
-	_ = client.Process(ctx, cmd)
-	return errors.Join(e.checkRole(s, cmd), client.Close())
+	err := client.Process(ctx, cmd)
+	var refused goredis.Error
+	if !errors.As(err, &refused) || hasCode(refused.Error(), []string{"NOPERM", "ERR unknown command"}) {
+		err = e.checkRole(s, cmd)
+	} // else it refused the login, say, and so has said nothing of its role
+	return errors.Join(err, client.Close())
 }
 
 // move makes another server the current one. Its breakers are closed, as they are new;

@@ -317,3 +317,24 @@ func TestOutagesLeaveNoMark(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusalIsNoRole: a server that refuses the login has not said that it is a master,
+// and is not used until it has.
+func TestRefusalIsNoRole(t *testing.T) {
+	n := redistest.StartMovingName(t, 2)
+	next := control(t, n.Servers[1].Addr)
+	next.do("config", "set", "requirepass", "another")
+	breakers := resilience.NewRegistry(resilience.BreakerConfig{}, nil)
+	s := open(t, n.URL(), func(o *redis.Options) { o.Resolve, o.Breakers = n.Resolve, breakers })
+	id, _ := create(t, s, newSession(1, "ann", time.Hour), "")
+	n.Move(1)
+	before := n.Lookups()
+	storagetest.Until(t, "the name was looked up twice", func() bool {
+		if _, err := s.Get(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		return n.Lookups() > before+1
+	})
+	next.do("config", "set", "requirepass", "")
+	storagetest.Until(t, "the server that says that it is a master is used", func() bool { return nodes(breakers)[n.Servers[1].Addr] })
+}
