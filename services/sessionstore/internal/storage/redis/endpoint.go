@@ -95,11 +95,17 @@ func (e *endpoint) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 			return orUnreached(nil, err)
 		}
 	}
-	conn, err := e.connect(ctx, e.current.Load())
-	if err != nil {
-		e.suspectServer()
+	for {
+		s := e.current.Load()
+		conn, err := e.connect(ctx, s)
+		if err != nil {
+			e.suspectServer()
+		} else if e.current.Load() != s { // the store has moved meanwhile
+			_ = conn.Close()
+			continue
+		}
+		return orUnreached(conn, err)
 	}
-	return orUnreached(conn, err)
 }
 
 func (e *endpoint) connect(ctx context.Context, s *server) (net.Conn, error) {

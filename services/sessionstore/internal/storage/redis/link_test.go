@@ -256,3 +256,34 @@ func TestStaleTripsAreMadeAgain(t *testing.T) {
 		})
 	}
 }
+
+// TestDialsTheServerOfNow: the store moves to another server while a connection to the
+// one before is made. That one is not used, not even once.
+func TestDialsTheServerOfNow(t *testing.T) {
+	accepted := make(chan string, 4)
+	var addrs [2]string
+	for i := range addrs {
+		addrs[i] = listen(t, func(conn net.Conn) {
+			accepted <- conn.LocalAddr().String()
+			_ = conn.Close()
+		})
+	}
+	e := &endpoint{suspect: make(chan struct{}, 1), breakers: resilience.NewRegistry(resilience.BreakerConfig{}, nil)}
+	before := &server{addr: addrs[0]}
+	e.current.Store(before)
+	e.conn = &conn{dialer: &dialer{timeout: time.Second, tls: func(string) (*tls.Config, error) {
+		e.move(before, addrs[1]) // it does so once
+		return nil, nil
+	}}}
+	conn, err := e.dial(t.Context(), "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if got := conn.RemoteAddr().String(); got != addrs[1] {
+		t.Errorf("connected to %s, want %s", got, addrs[1])
+	}
+	if <-accepted != addrs[0] {
+		t.Error("the server before was not dialed: this shows nothing")
+	}
+}
