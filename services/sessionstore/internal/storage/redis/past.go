@@ -229,11 +229,11 @@ func (p *past) call(tl *timeline) invocation {
 			gaps = text
 		}
 	}
-	call := sc.declare(tl.sh, "", sc.required, 5)
+	call := sc.declare(tl.sh, "", sc.required, 6)
 	if tl.sh.n == 0 {
 		call = call.and(tl.sh.key(keyMeta, ""))
 	}
-	return call.with(p.replica, acked, gaps, tl.stored)
+	return call.with(p.replica, acked, gaps, tl.stored, tl.own)
 }
 
 // judge takes the reply to a look at a timeline. It returns what was lost, nil for
@@ -285,8 +285,9 @@ func (p *past) judge(ctx context.Context, tl *timeline, r reply) (*loss, error) 
 	return l, nil
 }
 
-// takeMark takes what a look has written in place of the mark before. Where there
-// was none, the next look writes the first.
+// takeMark takes what a look has written in place of the mark before. Where it has
+// found none, or an earlier one, the next look writes: what was lost is known by then,
+// also where the reply to a look before was lost.
 func (p *past) takeMark(tl *timeline, r reply) {
 	switch {
 	case r.num(mkWritten) == 1:
@@ -295,7 +296,7 @@ func (p *past) takeMark(tl *timeline, r reply) {
 	case r.text(mkFound) == "":
 		tl.acked = 0
 	default:
-		tl.acked = r.num(mkFound) // the write was refused
+		tl.acked = r.num(mkFound) // or the write was refused
 	}
 }
 

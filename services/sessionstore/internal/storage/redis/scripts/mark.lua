@@ -1,9 +1,10 @@
 -- KEYS: marks [meta]
 -- ARGV: replica, its mark that was acknowledged last ('' for none), the losses to
--- remember ('' for no change), the losses as the caller read them before.
+-- remember ('' for no change), the losses as the caller read them before, a time after
+-- which the mark is to be.
 -- Writes the replica's mark, which only grows, and returns the one that was there.
--- A replica that finds none although it has an acknowledged one does not write: the
--- caller concludes from that. A write that Redis refuses (full memory) fails nothing
+-- A replica that finds none, or an earlier one, although it has an acknowledged one does
+-- not write: the caller concludes from that, and may not get the first reply. A write that Redis refuses (full memory) fails nothing
 -- that is read.
 -- Returns {1 if the mark was written and else 0, the mark found ('' for none), the
 -- mark written, the highest mark that was removed ('0' for none), without a mark of
@@ -13,7 +14,7 @@ local own, acked = 'at:' .. ARGV[1], tonumber(ARGV[2])
 local v = redis.call('HMGET', MARKS, own, 'removed', 'lost')
 local now = now_ms()
 local found, removed, lost, newest = tonumber(v[1] or nil), tonumber(v[2] or '0'), v[3] or '', 0
-local mark = int(math.max(now, (found or 0) + 1, (acked or 0) + 1))
+local mark = int(math.max(now, (found or 0) + 1, (acked or 0) + 1, tonumber(ARGV[5]) + 1))
 
 -- Marks of replicas that have not been here for a day, or that are too many, make
 -- room. What was removed proves that the data was there then.
@@ -36,7 +37,7 @@ if not found then
 end
 
 local wrote = 0
-if found or not acked then
+if not acked or found and found >= acked then
   local done = redis.pcall('HSET', MARKS, own, mark, 'removed', int(removed))
   if type(done) ~= 'table' then wrote = 1 end
 end
