@@ -93,7 +93,8 @@ func (e *endings) get(id string) (ending, bool) {
 }
 
 // remember adds an ending. Of two endings of a session the deletion counts, and else
-// the first: Redis had them in that order.
+// the first: Redis had them in that order. Where the same is seen again, a loss has
+// taken it and it was applied again: Redis has it since then.
 func (e *endings) remember(id string, x ending) {
 	if id == "" {
 		return
@@ -102,6 +103,10 @@ func (e *endings) remember(id string, x ending) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if old, known := st.by[id]; known && (old.kind == endingDeleted || x.kind != endingDeleted) {
+		if old.kind == x.kind && x.seen > old.seen {
+			old.seen = x.seen
+			st.by[id] = old
+		}
 		return
 	}
 	id = strings.Clone(id) // it may be a part of a large reply

@@ -166,3 +166,15 @@ func (s *Store) MarkGap(ctx context.Context, id string, from int64) error {
 	_, err := s.run(ctx, s.scripts.gap.on(s.shardOf(id), id, from))
 	return err
 }
+
+// ReapplyMargin is how much older than a loss an ending may be to be applied again.
+const ReapplyMargin = reapplyMargin * time.Millisecond
+
+// ReappliedSince is since when endings wait to be applied again after losses.
+func ReappliedSince(froms ...int64) int64 {
+	s := &Store{again: reapply{signal: make(chan struct{}, 1)}}
+	for _, from := range froms {
+		s.reapplyEndings(from)
+	}
+	return s.again.from.Load()
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,8 +20,14 @@ type reapply struct {
 	signal chan struct{}
 
 	mu sync.Mutex
-	// gaps are the sessions that have lost events, and after which time.
-	gaps map[string]int64
+	// gaps are the sessions that have lost events, and after which times.
+	gaps map[sessionGap]bool
+}
+
+// sessionGap is a place where a session has lost events.
+type sessionGap struct {
+	id   string
+	from int64
 }
 
 const reapplyPause = 200 * time.Millisecond
@@ -38,7 +45,13 @@ func liveUntil(r reply) int64 {
 
 // reapplyEndings asks for the endings since a time to be applied again.
 func (s *Store) reapplyEndings(from int64) {
-	s.again.from.Store(max(1, from))
+	from = max(1, from)
+	// An earlier loss may not have been taken up yet.
+	for old := s.again.from.Load(); old == 0 || from < old; old = s.again.from.Load() {
+		if s.again.from.CompareAndSwap(old, from) {
+			break
+		}
+	}
 	select {
 	case s.again.signal <- struct{}{}:
 	default:
@@ -59,10 +72,10 @@ func (s *Store) markGaps(l loss) {
 	s.again.mu.Lock()
 	defer s.again.mu.Unlock()
 	if s.again.gaps == nil {
-		s.again.gaps = map[string]int64{}
+		s.again.gaps = map[sessionGap]bool{}
 	}
 	for id := range s.tail.recent.between(shard, l.gap) {
-		s.again.gaps[id] = l.from
+		s.again.gaps[sessionGap{id, l.from}] = true
 	}
 }
 
@@ -74,9 +87,9 @@ func (s *Store) applyGaps(ctx context.Context) error {
 	s.again.gaps = nil
 	s.again.mu.Unlock()
 	var calls []invocation
-	for id, from := range gaps {
-		if sh := s.shardOf(id); sh != nil {
-			calls = append(calls, s.scripts.gap.on(sh, id, from))
+	for g := range gaps {
+		if sh := s.shardOf(g.id); sh != nil {
+			calls = append(calls, s.scripts.gap.on(sh, g.id, g.from))
 		}
 	}
 	_, errs := s.runEach(ctx, "gap", calls)
@@ -86,9 +99,8 @@ func (s *Store) applyGaps(ctx context.Context) error {
 	}
 	s.again.mu.Lock()
 	defer s.again.mu.Unlock()
-	if s.again.gaps == nil { // else a later loss has come meanwhile
-		s.again.gaps = gaps
-	}
+	maps.Copy(gaps, s.again.gaps) // of a later loss, which has come meanwhile
+	s.again.gaps = gaps
 	return err
 }
 
