@@ -356,3 +356,27 @@ func (b *syncBuffer) String() string {
 	defer b.mu.Unlock()
 	return b.b.String()
 }
+
+// TestHoldIsJudgedByTheClockOfRedis: a hold that is new is no warning of a process
+// whose clock is ahead, and one of long ago is one of a process whose clock is behind.
+func TestHoldIsJudgedByTheClockOfRedis(t *testing.T) {
+	server := redistest.Start(t)
+	for name, skew := range map[string]time.Duration{"right": 0, "ahead": time.Hour, "behind": -time.Hour} {
+		s := openAt(t, server.URL(), new(wrongClock).by(skew), func(o *redis.Options) { o.SettleMax = 10 * time.Minute })
+		for _, age := range []time.Duration{0, 20 * time.Minute} {
+			if err := s.Hold(t.Context(), "h", serverTime(t, raw(t, server)).Add(-age)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Sweep(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			warned := false
+			for _, w := range s.Status(t.Context()).Warnings {
+				warned = warned || w.Code == "expiry-held"
+			}
+			if warned != (age > 0) {
+				t.Errorf("clock %s: a hold of %v ago: warned %v", name, age, warned)
+			}
+		}
+	}
+}

@@ -68,7 +68,7 @@ type sweep struct {
 // holder is cut off from Redis, or gone without having given it up.
 func (s *Store) warnOfHold(ctx context.Context, from int64) {
 	const code = "expiry-held"
-	if at := time.UnixMilli(from); from > 0 && s.opts.Clock().Sub(at) > s.opts.SettleMax {
+	if at := time.UnixMilli(from); from > 0 && s.Now().Sub(at) > s.opts.SettleMax {
 		s.warnings.Raise(ctx, code, "", fmt.Sprintf(
 			"a replica with a journal has not reported since %s: until it does, and for %s at most, sessions expire %s after their deadline; start it with its data directory",
 			at.UTC().Format(time.RFC3339), storage.HoldLife(s.opts.SettleMax), s.opts.SettleMax))
