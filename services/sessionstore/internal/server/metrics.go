@@ -137,12 +137,16 @@ func observe(m metric.Meter, store storage.Store, limiter Limiter) error {
 		if err != nil {
 			return err
 		}
+		now := time.Now() // by the backend's clock, as watermarks are
+		if st.ClockDifference != nil {
+			now = now.Add(-*st.ClockDifference)
+		}
 		for _, g := range groups {
 			at := metric.WithAttributes(attribute.String("group", g.Group), attribute.Int("shard", g.Shard))
 			o.ObserveInt64(lag, g.Lag+g.Pending, at)
 			behind := 0.0
 			if g.Lag+g.Pending > 0 {
-				behind = max(0, time.Since(g.Watermark).Seconds())
+				behind = max(0, now.Sub(g.Watermark).Seconds())
 			}
 			o.ObserveFloat64(age, behind, at)
 		}
