@@ -2,6 +2,7 @@ package redis_test
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/lifetime"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/redis"
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage/storagetest"
 )
 
 // wrongClock is the clock of a process, which is off by skew.
@@ -377,6 +379,33 @@ func TestHoldIsJudgedByTheClockOfRedis(t *testing.T) {
 			if warned != (age > 0) {
 				t.Errorf("clock %s: a hold of %v ago: warned %v", name, age, warned)
 			}
+		}
+	}
+}
+
+// TestDeadConsumerLeavesThoughTheClockOfRedisWentBack: a consumer that died before the
+// clock of Redis went back by an hour keeps no shard from those that live.
+func TestDeadConsumerLeavesThoughTheClockOfRedisWentBack(t *testing.T) {
+	server := redistest.Start(t)
+	s, client := open(t, server.URL()), raw(t, server)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	dead := goredis.Z{Score: float64(time.Now().Add(time.Hour).UnixMilli()), Member: "dead"}
+	if err := client.ZAdd(ctx, "stoker:{s0}:consumers:g", dead).Err(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.OpenFeed(ctx, "g", "alive")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for held := 0; held < storagetest.Shards; {
+		b, err := r.Next(ctx, 10)
+		if err != nil {
+			t.Fatalf("%d of %d shards are read: %v", held, storagetest.Shards, err)
+		}
+		if b.Changed {
+			held = len(b.Shards)
 		}
 	}
 }
