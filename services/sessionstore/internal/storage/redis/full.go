@@ -15,6 +15,7 @@ var runsWhenFull = map[string]bool{
 	"hold": true, // its release lets sweeps go on
 	"meta": true, // a store begins with it
 	"mark": true, // a sweep begins with it
+	"gap":  true, // what ended is ended again until every session that lost events is marked
 }
 
 // allowFull is the first line of these scripts. Since Redis 7.0 it makes the server

@@ -284,3 +284,30 @@ func memoryField(t testing.TB, client *goredis.Client, field string) int64 {
 	}
 	return n
 }
+
+// TestFullServerMarksLosses: where an older snapshot fills the memory of its server,
+// readers are told of what was lost, too, and what ended is not ended again for ever.
+func TestFullServerMarksLosses(t *testing.T) {
+	server := redistest.Start(t, "--maxmemory-policy", "noeviction", "--maxmemory", "1")
+	client := raw(t, server)
+	setConfig(t, client, "maxmemory", "0") // until it restarts
+	s, _ := sweeping(t, server.URL())
+	ctx := t.Context()
+	id := sessionOn(t, s, 1)
+	marked(t, client, 1)
+	save(t, client)
+	marked(t, client, 1)
+	if _, err := s.Append(ctx, id, []*sessionv1.Event{{Id: "lost", Type: "input:text"}}); err != nil {
+		t.Fatal(err)
+	}
+	storagetest.Until(t, "the feed was read", func() bool { return s.Seen(1) == feedEnd(t, client, "stoker:{s1}:feed") })
+	restore(t, server)
+	detected(t, s, 1)
+	storagetest.Until(t, "the session is marked", func() bool {
+		time.Sleep(5 * time.Millisecond) // the pace of the attempts
+		return client.HExists(ctx, "stoker:{s1}:session:"+id, "gap").Val()
+	})
+	if err := client.Set(ctx, "x", "y", 0).Err(); err == nil {
+		t.Error("memory is not full")
+	}
+}

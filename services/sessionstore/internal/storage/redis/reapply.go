@@ -128,6 +128,9 @@ func (s *Store) runReapply() {
 				continue
 			}
 			_ = s.pause(ctx, reapplyPause)
+			if later := s.again.from.Swap(0); later > 0 { // a loss that has come meanwhile
+				from = min(from, later)
+			}
 		}
 	}
 }
