@@ -407,3 +407,42 @@ func TestEndIsAppliedAgainPastARestoredDeadline(t *testing.T) {
 		t.Errorf("late activity by a replica that knows nothing: %v, %v", res, err)
 	}
 }
+
+// TestWhatWasReadAsEndedStaysEnded: a replica that did not run when a session ended, and
+// has read since that it is over, by whatever call, does not return it as live.
+func TestWhatWasReadAsEndedStaysEnded(t *testing.T) {
+	server := redistest.Start(t)
+	s, client := open(t, server.URL()), raw(t, server)
+	ctx := t.Context()
+	ids := map[string]string{}
+	reads := map[string]func(s *redis.Store, id string) (*sessionv1.Session, error){
+		"Get": func(s *redis.Store, id string) (*sessionv1.Session, error) { return s.Get(ctx, id) },
+		"GetMany": func(s *redis.Store, id string) (*sessionv1.Session, error) {
+			res, err := s.GetMany(ctx, []string{id})
+			if err != nil {
+				return nil, err
+			}
+			return res[0].Session, res[0].Err
+		},
+	}
+	for name := range reads {
+		ids[name] = sessionOn(t, s, 1)
+	}
+	save(t, client)
+	for _, id := range ids {
+		if _, err := s.End(ctx, id, "done"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late := open(t, server.URL())
+	for name, read := range reads {
+		if x, err := read(late, ids[name]); err != nil || x.GetPhase() != sessionv1.Session_ENDED {
+			t.Fatal(name, x, err)
+		}
+	}
+	restore(t, server)
+	storagetest.Until(t, "its connections are new", func() bool { _, err := late.Get(ctx, ids["Get"]); return err == nil })
+	for name, id := range ids {
+		checkNotLive(t, name, late, id, false)
+	}
+}

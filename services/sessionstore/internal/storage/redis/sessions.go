@@ -162,7 +162,9 @@ func (s *Store) GetMany(ctx context.Context, ids []string) ([]storage.SessionRes
 			continue
 		}
 		if out[i].Err = failure(cmd.Err()); out[i].Err == nil {
-			out[i].Session, out[i].Err = s.parsed(cmd.Val(), now)
+			if out[i].Session, out[i].Err = s.parsed(cmd.Val(), now); out[i].Err == nil {
+				s.sawEnd(out[i].Session)
+			}
 			out[i].Err = misses.confirm(ctx, s.shardOf(ids[i]), out[i].Err)
 		}
 	}
