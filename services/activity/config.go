@@ -72,7 +72,7 @@ func (c *Config) Flags(fs *pflag.FlagSet) {
 // EmbeddedFlags binds the settings that matter inside another process, too.
 func (c *Config) EmbeddedFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Group, "group", c.Group, "consumer group of the feed; replicas share one")
-	fs.StringVar(&c.Consumer, "consumer", c.Consumer, "name in the group, different for each replica; made up where empty")
+	fs.StringVar(&c.Consumer, "consumer", c.Consumer, "name in the group, different for each replica; generated where empty")
 	fs.DurationVar(&c.FlushInterval, "flush-interval", c.FlushInterval, "report a session's activity at most once in this time, unless it extends the session")
 	fs.StringVar(&c.Rules, "rules", c.Rules, "YAML `file` with the activityRules of sessions that have none of their own")
 	fs.IntVar(&c.Window, "window", c.Window, "feed entries that may be unacknowledged at a time")

@@ -26,13 +26,13 @@ func (c *Config) StoreFlags(fs *pflag.FlagSet) {
 	fs.IntVar(&c.MaxEvents, "max-events", 1000, "events kept in a session's log; 1 to 100000")
 	fs.DurationVar(&c.SettleMax, "settle-max", 10*time.Minute, "how long past its deadline a session waits for activity that is still in the feed")
 	fs.DurationVar(&c.Retention, "retention", time.Hour, "how long an ended or expired session stays readable")
-	fs.DurationVar(&c.LeaseTTL, "lease-ttl", 6*time.Second, "how long a feed consumer that has vanished keeps its shards")
+	fs.DurationVar(&c.LeaseTTL, "lease-ttl", 6*time.Second, "how long a feed consumer that has stopped without notice keeps its shards")
 	fs.DurationVar(&c.Sweep, "sweep-interval", 250*time.Millisecond, "time between two sweeps for due sessions")
 	fs.DurationVar(&c.Census, "census-interval", time.Minute, "time between two censuses: each counts sessions by phase for the metrics, and compares a part of the sessions with their index entries; 0 for none")
 	fs.IntVar(&c.EventData, "event-data-limit", 64<<10, "most bytes of an event's data")
 	fs.IntVar(&c.SessionData, "session-data-limit", 256<<10, "most bytes of a session's data")
 	fs.IntVar(&c.MaxLabels, "max-labels", 64, "most labels of a session")
-	fs.DurationVar(&c.PollInterval, "poll-after", 5*time.Second, "what pollers are told to wait")
+	fs.DurationVar(&c.PollInterval, "poll-after", 5*time.Second, "pollAfter in answers to pollers: how long to wait before the next poll")
 	fs.DurationVar(&c.Heartbeat, "heartbeat", 15*time.Second, "longest silence of a watch")
 	c.policyFlags(fs)
 }
@@ -41,9 +41,9 @@ func (c *Config) redisFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&c.RedisURL, "redis-url", "", redisURLHelp)
 	c.loginFlags(fs)
 	fs.DurationVar(&c.RedisTimeout, "redis-timeout", 250*time.Millisecond, "how long one Redis command may take")
-	fs.BoolVar(&c.RequireSafeRedis, "require-safe-redis", false, "refuse to start while settings of Redis endanger data (an eviction policy, no persistence, full coverage in a cluster) or cannot be checked; with a journal and Redis unreachable, calls are UNAVAILABLE until they pass")
+	fs.BoolVar(&c.RequireSafeRedis, "require-safe-redis", false, "refuse to start while settings of Redis endanger data (an eviction policy, no persistence, full coverage in a cluster) or while a server refuses INFO; with a journal, the store starts without Redis, and calls are UNAVAILABLE until the check passes")
 	fs.IntVar(&c.Breaker.Failures, "breaker-failures", 5, "failures in a row that open a circuit breaker; 1 to 1000")
-	fs.DurationVar(&c.Breaker.Delay, "breaker-delay", 30*time.Second, "how long an open circuit breaker waits before it lets probes through")
+	fs.DurationVar(&c.Breaker.Delay, "breaker-delay", 30*time.Second, "how long an open circuit breaker waits before it allows probes")
 	fs.IntVar(&c.Breaker.Successes, "breaker-successes", 3, "good probes that close a circuit breaker; 1 to 1000")
 	fs.Float64Var(&c.Breaker.Rate, "breaker-failure-rate", 0, "open circuit breakers by this share of failures instead, up to 1; 0 for failures in a row")
 	fs.IntVar(&c.Breaker.MinCalls, "breaker-min-calls", 20, "calls that a failure rate needs at least")
@@ -52,8 +52,8 @@ func (c *Config) redisFlags(fs *pflag.FlagSet) {
 
 // outageFlags are about what is done while Redis does not answer.
 func (c *Config) outageFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&c.ReadFallback, "read-fallback", FallbackStale, "what single sessions are read from while Redis is away: stale for the last known state, marked as such; fail_fast for nothing")
-	fs.StringVar(&c.WriteFallback, "write-fallback", "", "what becomes of writes while Redis is away: fail_fast, or journal to keep them in --data-dir until Redis takes them; journal where --data-dir is given with Redis, else fail_fast")
+	fs.StringVar(&c.ReadFallback, "read-fallback", FallbackStale, "what answers reads of single sessions while Redis is unavailable: stale for the last known state, marked as such; fail_fast for an error")
+	fs.StringVar(&c.WriteFallback, "write-fallback", "", "what happens to writes while Redis is unavailable: fail_fast for an error, journal to keep them in --data-dir until Redis accepts them; the default is journal where --data-dir is given with Redis, else fail_fast")
 	fs.IntVar(&c.NearCache, "near-cache-sessions", 100_000, "sessions whose last known state is remembered, within 256 MiB, with Redis; 1 to 10000000")
 	fs.DurationVar(&c.ReadCache, "read-cache", 0, "answer reads of a session that was read within this from memory, without asking Redis: other replicas' changes may be seen that much later; 0 to ask always, else 10ms to 10s")
 	fs.Int64Var(&c.JournalBytes, "journal-max-bytes", 256<<20, "most `bytes` of pending writes in the journal, and a quarter as many of dead letters; at least 1 MiB")
