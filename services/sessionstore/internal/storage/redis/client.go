@@ -83,9 +83,10 @@ func dial(raw string, o dialOptions) (*conn, error) {
 	c.dialer = &dialer{timeout: o.timeout, starved: measureStarvation(), tls: a.tlsConfig}
 	opts := goredis.UniversalOptions{
 		Addrs: u.addrs, DB: u.db, CredentialsProviderContext: a.credentials,
+		// The dialer and the round trip have deadlines of their own, which come first.
 		// One layer decides about retries, and it is not this one: after a lost
 		// reply go-redis would send the command again, and apply it twice.
-		MaxRetries: -1, DialerRetries: 1, DialTimeout: o.timeout, ReadTimeout: o.timeout + clockLag, WriteTimeout: o.timeout + clockLag,
+		MaxRetries: -1, DialerRetries: 1, DialTimeout: (2 + extensionsRecent) * o.timeout, ReadTimeout: o.timeout + clockLag, WriteTimeout: o.timeout + clockLag,
 		ContextTimeoutEnabled: true, PoolTimeout: o.timeout,
 		ConnMaxIdleTime: connMaxIdle, ConnMaxLifetime: connMaxLife, ConnMaxLifetimeJitter: connMaxLifeScatter,
 		IsClusterMode: u.cluster,

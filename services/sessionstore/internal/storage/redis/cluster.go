@@ -228,7 +228,7 @@ func (c *conn) dropNodes(ctx context.Context, missed map[string]int) {
 		addr, _ := key.(string)
 		if present[addr] {
 			delete(missed, addr)
-		} else if missed[addr]++; missed[addr] == departedAfter {
+		} else if missed[addr]++; missed[addr] >= departedAfter {
 			c.breakers.Drop(addr)
 		}
 		return true

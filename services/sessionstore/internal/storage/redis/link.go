@@ -264,7 +264,8 @@ const keepAlive = 15 * time.Second
 // dial connects to a server. host is the name that its certificate must have.
 func (d *dialer) dial(ctx context.Context, s *server, host string) (net.Conn, error) {
 	born := s.generation.Load()
-	conn, err := (&net.Dialer{Timeout: d.timeout, KeepAlive: keepAlive}).DialContext(ctx, "tcp", s.addr)
+	limit := d.timeout + d.starved.recent(extensionsRecent*d.timeout)
+	conn, err := (&net.Dialer{Timeout: limit, KeepAlive: keepAlive}).DialContext(ctx, "tcp", s.addr)
 	if err != nil {
 		return nil, err
 	}
@@ -280,7 +281,7 @@ func (d *dialer) dial(ctx context.Context, s *server, host string) (net.Conn, er
 	}
 	if cfg != nil {
 		over := tls.Client(l, cfg)
-		ctx, cancel := context.WithTimeout(ctx, d.timeout)
+		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		if err := over.HandshakeContext(ctx); err != nil {
 			return nil, errors.Join(err, conn.Close())
