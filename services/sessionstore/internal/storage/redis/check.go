@@ -81,6 +81,7 @@ func (s *Store) check(ctx context.Context) error {
 			}
 		}
 	}
+	err = s.explainDeployment(err)
 	var mismatch *mismatchError
 	switch {
 	case err == nil:
@@ -88,6 +89,21 @@ func (s *Store) check(ctx context.Context) error {
 	case errors.As(err, &mismatch):
 		s.checked.Store(&checked{err})
 		s.opts.Log.ErrorContext(ctx, "this Redis cannot be used", slog.Any("error", err))
+	}
+	return err
+}
+
+// explainDeployment says how --redis-url should name a deployment of another kind.
+func (s *Store) explainDeployment(err error) error {
+	var reply goredis.Error
+	if !errors.As(err, &reply) {
+		return err
+	}
+	switch _, moved := goredis.IsMovedError(err); {
+	case moved && !s.conn.cluster:
+		return fmt.Errorf("--redis-url: this server is part of a cluster, want redis+cluster:// or rediss+cluster://: %w", err)
+	case s.conn.cluster && strings.Contains(reply.Error(), "cluster support disabled"):
+		return fmt.Errorf("--redis-url: this server is no cluster, want redis:// or rediss:// with one host: %w", err)
 	}
 	return err
 }

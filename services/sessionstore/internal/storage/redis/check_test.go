@@ -165,3 +165,23 @@ func TestTheCheckIsMadeOnce(t *testing.T) {
 		t.Errorf("the scripts ran other than once each:\n%s", stats)
 	}
 }
+
+// TestWrongKindOfDeployment: the error says which scheme the URL should have.
+func TestWrongKindOfDeployment(t *testing.T) {
+	single := redistest.Start(t)
+	c := redistest.StartCluster(t, 3)
+	node := c.Nodes[0]
+	if c.MasterOf(t, c.SlotOf(t, "stoker:{s0}:meta")) == node.Addr {
+		node = c.Nodes[1]
+	}
+	for url, want := range map[string]string{
+		"redis+cluster://" + single.Addr: "want redis://",
+		"redis://" + node.Addr:           "want redis+cluster://",
+	} {
+		_, err := redis.New(t.Context(), redis.Options{URL: url, Timeout: time.Second, Shards: 8, Clock: time.Now})
+		t.Log(err)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", url, err, want)
+		}
+	}
+}

@@ -30,6 +30,7 @@ type conn struct {
 	// endpoint follows the one server; nil for a cluster.
 	endpoint *endpoint
 	breakers *resilience.Registry
+	login    func(ctx context.Context, refusal error)
 	// servers are a cluster's, by address: map[string]*server.
 	servers sync.Map
 	stop    context.CancelFunc
@@ -64,8 +65,12 @@ type dialOptions struct {
 	timeout  time.Duration
 	breakers *resilience.Registry
 	resolve  resolver
-	// switched is called after the store has moved to another server; may be nil.
-	switched func(from, to string)
+	// switched is called after the store has moved to another server; first where from
+	// is the name that the URL has. May be nil.
+	switched func(from, to string, first bool)
+	// login is called when a server refuses the login of a new connection, and with nil
+	// when one is accepted; may be nil.
+	login func(ctx context.Context, refusal error)
 }
 
 // dial connects when first used.
@@ -79,7 +84,7 @@ func dial(raw string, o dialOptions) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{cluster: u.cluster, access: a, breakers: o.breakers}
+	c := &conn{cluster: u.cluster, access: a, breakers: o.breakers, login: o.login}
 	c.dialer = &dialer{timeout: o.timeout, starved: measureStarvation(), tls: a.tlsConfig}
 	opts := goredis.UniversalOptions{
 		Addrs: u.addrs, DB: u.db, CredentialsProviderContext: a.credentials,
@@ -99,6 +104,10 @@ func dial(raw string, o dialOptions) (*conn, error) {
 		opts.Dialer = func(ctx context.Context, _, addr string) (net.Conn, error) {
 			host, _, _ := net.SplitHostPort(addr)
 			return orUnreached(c.dialer.dial(ctx, c.server(addr), host))
+		}
+		opts.OnConnect = func(ctx context.Context, _ *goredis.Conn) error {
+			c.reportLogin(ctx, nil)
+			return nil
 		}
 	} else {
 		c.endpoint = newEndpoint(c, u, opts, o)
@@ -120,6 +129,12 @@ func dial(raw string, o dialOptions) (*conn, error) {
 		c.work.Go(func() { c.watchNodes(ctx) })
 	}
 	return c, nil
+}
+
+func (c *conn) reportLogin(ctx context.Context, refusal error) {
+	if c.login != nil {
+		c.login(ctx, refusal)
+	}
 }
 
 // lanes are those that were made.

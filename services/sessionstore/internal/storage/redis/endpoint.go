@@ -32,7 +32,7 @@ type endpoint struct {
 	every    time.Duration
 	sentinel *sentinels
 	breakers *resilience.Registry
-	switched func(from, to string)
+	switched func(from, to string, first bool)
 
 	current atomic.Pointer[server]
 	// suspect asks the watch to look at once: the current server does not answer, or is no
@@ -84,8 +84,13 @@ func newEndpoint(c *conn, u target, opts goredis.UniversalOptions, o dialOptions
 
 // named says whether the current server is still a name that was never resolved.
 func (e *endpoint) named() bool {
-	host, _, err := net.SplitHostPort(e.current.Load().addr)
-	return err != nil || net.ParseIP(host) == nil
+	return !isAddress(e.current.Load().addr)
+}
+
+// isAddress says whether addr has an IP address, and no name.
+func isAddress(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	return err == nil && net.ParseIP(host) != nil
 }
 
 // dial connects to the current server.
@@ -141,6 +146,7 @@ func (e *endpoint) onConnect(ctx context.Context, cn *goredis.Conn) error {
 	if run := runID(info.Val()); run != "" {
 		s.identify(run)
 	}
+	e.conn.reportLogin(ctx, nil)
 	err := e.checkRole(s, role)
 	if err != nil {
 		e.suspectServer()
@@ -299,7 +305,7 @@ func (e *endpoint) move(from *server, addr string) {
 	e.breakers.Drop(from.addr)
 	from.retire()
 	if e.switched != nil {
-		e.switched(from.addr, addr)
+		e.switched(from.addr, addr, !isAddress(from.addr))
 	}
 }
 

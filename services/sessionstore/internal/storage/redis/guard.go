@@ -35,6 +35,8 @@ type guard struct {
 	// is made again, on another one.
 	again   bool
 	starved *starvation
+	// login is called with the error of a connection that could not log in; may be nil.
+	login func(ctx context.Context, refusal error)
 	// server is the one that the client leads to now.
 	server func() *server
 	// opened is called when the server's breaker has opened, or the server is not
@@ -73,6 +75,9 @@ func (g *guard) run(ctx context.Context, trip func(ctx context.Context) (resilie
 			// Others from the same time have mostly ended too.
 			g.server().retire()
 			out, err = g.attempt(ctx, trip)
+		}
+		if isRefusedLogin(err) && g.login != nil {
+			g.login(ctx, err)
 		}
 		faulty, retiring, refused = out == resilience.Fault, isRetiring(err), isRefusedLogin(err)
 		return out

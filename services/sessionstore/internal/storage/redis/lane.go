@@ -60,7 +60,7 @@ func newLane(c *conn, class string, opts goredis.UniversalOptions, timeout time.
 			addr := node.Options().Addr
 			g := newGuard(breakers.Breaker(class, addr), timeout, again)
 			s := c.server(addr)
-			g.starved = c.dialer.starved
+			g.starved, g.login = c.dialer.starved, c.reportLogin
 			g.server, g.opened = func() *server { return s }, l.reload
 			node.AddHook(g)
 			l.guards.Store(addr, g)
@@ -68,7 +68,7 @@ func newLane(c *conn, class string, opts goredis.UniversalOptions, timeout time.
 		})
 	case *goredis.Client:
 		l.single = newGuard(breakers.Breaker(class, c.endpoint.current.Load().addr), timeout, again)
-		l.single.starved = c.dialer.starved
+		l.single.starved, l.single.login = c.dialer.starved, c.reportLogin
 		l.single.server = c.endpoint.current.Load
 		l.single.opened = func(context.Context) { c.endpoint.suspectServer() }
 		client.AddHook(l.single)

@@ -311,8 +311,11 @@ func TestRefusedLoginSparesOthers(t *testing.T) {
 	}
 	call()
 	redisOf.do("config", "set", "requirepass", "after")
-	list, _ := redisOf.do("client", "list", "type", "normal").(string)
-	killed := 0
+	list, killed := "", 0
+	storagetest.Until(t, "the feed has a connection", func() bool {
+		list, _ = redisOf.do("client", "list", "type", "normal").(string)
+		return strings.Contains(list, "cmd=xread")
+	})
 	for line := range strings.Lines(list) {
 		if strings.Contains(line, "cmd=xread") {
 			killed++
@@ -320,12 +323,23 @@ func TestRefusedLoginSparesOthers(t *testing.T) {
 		}
 	}
 	if killed == 0 {
-		t.Fatalf("no connection of the feed: %s", list)
+		t.Fatalf("no connection of the feed was killed: %s", list)
 	}
+	warned := func() bool {
+		for _, w := range s.Status(t.Context()).Warnings {
+			if w.Code == "login" && !strings.Contains(w.Message, "before") {
+				return true
+			}
+		}
+		return false
+	}
+	storagetest.Until(t, "the refused login is a warning", warned)
 	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		call()
 	}
 	if info, _ := redisOf.do("info", "stats").(string); strings.Contains(info, "acl_access_denied_auth:0\r") {
 		t.Error("no login was refused: this shows nothing")
 	}
+	redisOf.do("config", "set", "requirepass", "before")
+	storagetest.Until(t, "the warning is cleared", func() bool { return !warned() })
 }

@@ -187,7 +187,7 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	}
 	s.tail = newTail(s)
 	c, err := dial(opts.URL, dialOptions{ //nolint:contextcheck // the connections outlive the start
-		files: opts.Access, timeout: opts.Timeout, breakers: opts.Breakers, resolve: opts.Resolve, switched: s.switched,
+		files: opts.Access, timeout: opts.Timeout, breakers: opts.Breakers, resolve: opts.Resolve, switched: s.switched, login: s.noteLogin,
 	})
 	if err != nil {
 		return nil, err
@@ -217,10 +217,27 @@ func New(ctx context.Context, opts Options) (*Store, error) {
 	return s, nil
 }
 
+// codeLogin is the warning that new connections cannot log in.
+const codeLogin = "login"
+
+// noteLogin raises the warning that new connections cannot log in, or clears it. Those
+// that are logged in go on, so that nothing else may show it.
+func (s *Store) noteLogin(ctx context.Context, refusal error) {
+	if refusal == nil {
+		s.warnings.Clear(ctx, codeLogin, "")
+		return
+	}
+	s.warnings.Raise(ctx, codeLogin, "", "Redis refuses the login of new connections (wrong password, or the user is disabled); connections that are logged in go on until they are replaced: correct --redis-url or the password file")
+}
+
 // switched is called when the name of the server has come to stand for another one.
 // That one may not have all that the one before had.
-func (s *Store) switched(from, to string) {
-	s.opts.Log.Warn("moved to another Redis server", slog.String("from", from), slog.String("to", to))
+func (s *Store) switched(from, to string, first bool) {
+	if first {
+		s.opts.Log.Info("found the Redis server", slog.String("name", from), slog.String("address", to))
+	} else {
+		s.opts.Log.Warn("moved to another Redis server", slog.String("from", from), slog.String("to", to))
+	}
 	s.tail.lost.Store(true)
 	s.safety.look()
 }
