@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -105,10 +106,7 @@ func dial(raw string, o dialOptions) (*conn, error) {
 			host, _, _ := net.SplitHostPort(addr)
 			return orUnreached(c.dialer.dial(ctx, c.server(addr), host))
 		}
-		opts.OnConnect = func(ctx context.Context, _ *goredis.Conn) error {
-			c.reportLogin(ctx, nil)
-			return nil
-		}
+		opts.OnConnect = func(ctx context.Context, cn *goredis.Conn) error { return c.checkLogin(ctx, cn.Ping(ctx).Err()) }
 	} else {
 		c.endpoint = newEndpoint(c, u, opts, o)
 		opts.Addrs, opts.Dialer, opts.OnConnect = u.addrs[:1], c.endpoint.dial, c.endpoint.onConnect
@@ -129,6 +127,24 @@ func dial(raw string, o dialOptions) (*conn, error) {
 		c.work.Go(func() { c.watchNodes(ctx) })
 	}
 	return c, nil
+}
+
+// loginError is the first reply on a new connection that was not logged in: go-redis
+// goes on without a login where it has no password.
+type loginError struct{ error }
+
+func (e loginError) Unwrap() error { return e.error }
+
+// checkLogin reports whether the first reply on a new connection accepts its login.
+func (c *conn) checkLogin(ctx context.Context, first error) error {
+	var reply goredis.Error
+	if errors.As(first, &reply) && hasCode(reply.Error(), []string{"NOAUTH"}) {
+		return fmt.Errorf("log in: %w", loginError{first}) // go-redis unwraps it once
+	}
+	if first == nil {
+		c.reportLogin(ctx, nil)
+	}
+	return nil
 }
 
 func (c *conn) reportLogin(ctx context.Context, refusal error) {

@@ -146,7 +146,9 @@ func (e *endpoint) onConnect(ctx context.Context, cn *goredis.Conn) error {
 	if run := runID(info.Val()); run != "" {
 		s.identify(run)
 	}
-	e.conn.reportLogin(ctx, nil)
+	if err := e.conn.checkLogin(ctx, role.Err()); err != nil {
+		return err
+	}
 	err := e.checkRole(s, role)
 	if err != nil {
 		e.suspectServer()

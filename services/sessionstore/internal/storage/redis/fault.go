@@ -154,7 +154,8 @@ func isRetiring(err error) bool {
 // those that are logged in.
 func isRefusedLogin(err error) bool {
 	var server goredis.Error
-	return err != nil && errors.As(err, &server) && hasCode(server.Error(), []string{"WRONGPASS", "NOAUTH HELLO"})
+	var login loginError
+	return err != nil && (errors.As(err, &login) || errors.As(err, &server) && hasCode(server.Error(), []string{"WRONGPASS", "NOAUTH HELLO"}))
 }
 
 // failure maps what Redis or the network answered. A caller whose context

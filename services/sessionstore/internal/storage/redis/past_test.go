@@ -446,3 +446,50 @@ func TestWhatWasReadAsEndedStaysEnded(t *testing.T) {
 		checkNotLive(t, name, late, id, false)
 	}
 }
+
+// TestRequestKeyOfADeletedSession: a creation under the request key of a session that
+// was deleted creates another one, also where older data has brought the deleted one
+// back, and it is never answered that there is none.
+func TestRequestKeyOfADeletedSession(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server.URL())
+	ctx := t.Context()
+	first, _ := create(t, s, newSession(1, "ann", time.Hour), "key")
+	save(t, raw(t, server))
+	if err := s.Delete(ctx, first); err != nil {
+		t.Fatal(err)
+	}
+	restore(t, server)
+	storagetest.Until(t, "its connections are new", func() bool {
+		_, err := s.Get(ctx, first)
+		return errors.Is(err, storage.ErrNotFound)
+	})
+	second, existed := create(t, s, newSession(1, "ann", time.Hour), "key")
+	if second == first || existed {
+		t.Errorf("created %s, want another than %s", second, first)
+	}
+	if again, existed := create(t, s, newSession(1, "ann", time.Hour), "key"); again != second || !existed {
+		t.Errorf("the same request again: %s %v, want %s", again, existed, second)
+	}
+
+	// Creations under one key, and deletions of what they return, at the same time.
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 200 {
+				sess, _, err := s.Create(context.Background(), newSession(1, "ann", time.Hour), "busy")
+				if errors.Is(err, storage.ErrUnavailable) {
+					continue // its keys changed too fast
+				}
+				if err != nil {
+					t.Errorf("a creation: %v", err)
+					return
+				}
+				if err := s.Delete(context.Background(), sess.GetId()); err != nil && !errors.Is(err, storage.ErrNotFound) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+}

@@ -89,8 +89,9 @@ func read(ctx context.Context, sh *shard, id string, more ...string) *goredis.St
 	return goredis.NewStringSliceCmd(ctx, args...)
 }
 
-// session builds the message from the fields as a script returned them, as of
-// now.
+// session builds the message from the fields as a script returned them, as of now. A
+// session that was live to the script is returned as live, though it may have ended
+// since: the script's caller has looked for endings before.
 func (s *Store) session(vals []any, now int64) (*sessionv1.Session, error) {
 	var r row
 	if len(vals) != len(r) {
@@ -99,7 +100,7 @@ func (s *Store) session(vals []any, now int64) (*sessionv1.Session, error) {
 	for i, v := range vals {
 		r[i], _ = v.(string)
 	}
-	return s.message(&r, now)
+	return s.message(&r, now, true)
 }
 
 // parsed builds it from the answer to read.
@@ -107,10 +108,10 @@ func (s *Store) parsed(vals []string, now int64) (*sessionv1.Session, error) {
 	if len(vals) < len(row{}) {
 		return nil, fmt.Errorf("%w: %d fields of a session", errReply, len(vals))
 	}
-	return s.message((*row)(vals), now)
+	return s.message((*row)(vals), now, false)
 }
 
-func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
+func (s *Store) message(r *row, now int64, live bool) (*sessionv1.Session, error) {
 	if r[0] == "" {
 		return nil, storage.ErrNotFound
 	}
@@ -143,7 +144,7 @@ func (s *Store) message(r *row, now int64) (*sessionv1.Session, error) {
 	out.Revision, out.UpdateTime = number(r[8]), lifetime.SetTime(&m.update, number(r[9]))
 	if over := overPhase(r[4]); over != sessionv1.Session_PHASE_UNSPECIFIED {
 		out.Phase, out.EndTime, out.EndReason = over, lifetime.SetTime(&m.end, number(r[10])), r[11]
-	} else if x, ended := s.endings.get(out.GetId()); !ended {
+	} else if x, ended := s.endings.get(out.GetId()); live || !ended {
 		out.Phase = lifetime.Phase(t, st, now)
 	} else if x.kind == endingDeleted {
 		return nil, storage.ErrNotFound

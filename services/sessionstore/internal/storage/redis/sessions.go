@@ -64,16 +64,33 @@ func (s *Store) Create(ctx context.Context, in *sessionv1.Session, requestKey st
 		}
 		return out, false, err
 	}
-	r, err := s.create(ctx, sh, in, requestKey, present)
-	if err != nil {
-		return nil, false, err
+	for range undeclaredMost {
+		r, err := s.create(ctx, sh, in, requestKey, present)
+		if err != nil {
+			return nil, false, err
+		}
+		existed := r.num(0) == 1
+		stored, err := s.answered(r, 2)
+		if errors.Is(err, storage.ErrNotFound) && !existed {
+			return in, false, nil // an attempt before has made it, and somebody has deleted it since
+		}
+		x, ended := s.endings.get(stored.GetId())
+		if !ended || !existed {
+			return stored, existed, err
+		}
+		if x.kind != endingDeleted {
+			if stored.GetEndTime() == nil {
+				x.apply(stored)
+			}
+			return stored, true, err
+		}
+		// The session that the request key stands for was deleted: since the script ran,
+		// or it is back with older data. Either way the key is free.
+		if err := s.remove(ctx, sh, stored.GetId(), present); err != nil && !errors.Is(err, storage.ErrNotFound) {
+			return nil, false, err
+		}
 	}
-	existed := r.num(0) == 1
-	stored, err := s.answered(r, 2)
-	if errors.Is(err, storage.ErrNotFound) && !existed {
-		return in, false, nil // a try before has made it, and somebody else has deleted it since
-	}
-	return stored, existed, err
+	return nil, false, fmt.Errorf("%w: the session of the request key is deleted again and again", storage.ErrUnavailable)
 }
 
 // answered is the session that a script has answered with, as of now.
