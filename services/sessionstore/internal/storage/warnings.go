@@ -74,6 +74,15 @@ func (b *WarningBoard) Clear(ctx context.Context, code, node string) {
 	b.log.InfoContext(ctx, "store warning cleared", slog.String("code", code), slog.String("node", node))
 }
 
+// ClearOthers removes the warnings of a code about all servers but those.
+func (b *WarningBoard) ClearOthers(ctx context.Context, code string, nodes map[string]bool) {
+	for _, w := range b.List() {
+		if w.Code == code && !nodes[w.Node] {
+			b.Clear(ctx, code, w.Node)
+		}
+	}
+}
+
 // ClearNode removes every warning about a server that has left.
 func (b *WarningBoard) ClearNode(ctx context.Context, node string) {
 	for _, w := range b.List() {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -143,7 +142,7 @@ func (e *endpoint) onConnect(ctx context.Context, cn *goredis.Conn) error {
 	pipe := cn.Pipeline()
 	role, info := pipe.Do(ctx, "role"), pipe.Info(ctx, "server")
 	_, _ = pipe.Exec(ctx) // each has its own error
-	if run := runID(info.Val()); run != "" {
+	if run := parseInfo(info.Val())["run_id"]; run != "" {
 		s.identify(run)
 	}
 	if err := e.conn.checkLogin(ctx, role.Err()); err != nil {
@@ -174,13 +173,6 @@ func (e *endpoint) checkRole(s *server, role *goredis.Cmd) error {
 		}
 	}
 	return nil
-}
-
-// runID reads which process answered from its INFO, empty where it does not say.
-func runID(info string) string {
-	_, rest, _ := strings.Cut(info, "run_id:")
-	id, _, _ := strings.Cut(rest, "\r\n")
-	return id
 }
 
 // watch follows the name, and the role of the server, until ctx ends.
@@ -226,7 +218,7 @@ func (e *endpoint) probe(ctx context.Context) {
 	if e.conn.read.single.breaker.Load().Status().State != resilience.Closed {
 		return
 	}
-	ctx = context.WithValue(ctx, guarded{}, true)
+	ctx = pastBreakers(ctx)
 	cmd := goredis.NewCmd(ctx, "role")
 	if e.norole.Load() {
 		cmd = goredis.NewCmd(ctx, "ping")

@@ -56,6 +56,12 @@ func newGuard(b *resilience.Breaker, timeout time.Duration, again bool) *guard {
 // handshake is a part of it, and must not ask for another permit.
 type guarded struct{}
 
+// pastBreakers returns the context of a round trip that no breaker judges: a part of
+// one that is judged already, or one that says nothing about the server's health.
+func pastBreakers(ctx context.Context) context.Context {
+	return context.WithValue(ctx, guarded{}, true)
+}
+
 // limit bounds a round trip, making a connection included: by the timeout, and by as
 // much again where this process did not get to run for that long of late. The wait for a
 // reply is extended further while it does not (see link).
@@ -66,7 +72,7 @@ func (g *guard) limit() time.Duration {
 // run makes one round trip, which returns its outcome and an error that says most
 // about it. The error is the breaker's, when that rejects the round trip.
 func (g *guard) run(ctx context.Context, trip func(ctx context.Context) (resilience.Outcome, error)) error {
-	ctx = context.WithValue(context.WithoutCancel(ctx), guarded{}, true)
+	ctx = pastBreakers(context.WithoutCancel(ctx))
 	breaker := g.breaker.Load()
 	faulty, retiring, refused := false, false, false
 	rejected := breaker.Guard(func() resilience.Outcome {

@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/livinguniverse/stoker/services/sessionstore/internal/storage"
 )
 
 const (
@@ -90,33 +92,12 @@ func (f *markFile) save(ctx context.Context, p *past, now time.Time, force bool)
 	}
 	raw, err := json.Marshal(rec)
 	if err == nil {
-		err = replaceFile(f.path, raw)
+		err = storage.ReplaceFile(f.path, raw)
 	}
 	if err != nil && !f.failed {
 		p.s.opts.Log.WarnContext(ctx, "marks cannot be saved: a loss while this process does not run may go unnoticed", slog.Any("error", err))
 	}
 	f.failed = err != nil
-}
-
-// replaceFile puts a file in the place of the one before, at once and durably.
-func replaceFile(path string, raw []byte) error {
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(raw)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // close saves the marks for the next process.

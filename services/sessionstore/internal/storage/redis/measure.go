@@ -65,7 +65,7 @@ func (s *Store) clockServer(ctx context.Context) (*goredis.Client, error) {
 // askTime measures the clock of a server. It is no caller's call: it passes by the
 // breakers, so it neither opens nor closes one, and goes on while one is open.
 func (s *Store) askTime(ctx context.Context, node *goredis.Client) (measurement, error) {
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, guarded{}, true), s.opts.Timeout)
+	ctx, cancel := context.WithTimeout(pastBreakers(ctx), s.opts.Timeout)
 	defer cancel()
 	m := measurement{sent: s.clock.elapsed()}
 	at, err := node.Time(ctx).Result()
@@ -76,12 +76,8 @@ func (s *Store) askTime(ctx context.Context, node *goredis.Client) (measurement,
 // followClock measures the clock of Redis until the store is closed. The first
 // measurement is a part of the check of what is in Redis: no call comes before it.
 func (s *Store) followClock() {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := s.untilClosed()
 	defer cancel()
-	s.work.Go(func() {
-		<-s.closed
-		cancel()
-	})
 	tick := time.NewTicker(clockEvery)
 	defer tick.Stop()
 	failures := 0
@@ -116,7 +112,7 @@ func (s *Store) compareServers(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	seen := map[string]bool{}
+	seen := map[string]bool{"": true} // the process's own clock is no matter of this
 	for _, node := range servers {
 		addr := node.Options().Addr
 		m, err := s.askTime(ctx, node)
@@ -131,11 +127,7 @@ func (s *Store) compareServers(ctx context.Context) {
 		seen[addr] = true
 		s.warnings.Raise(ctx, warnClock, addr, fmt.Sprintf("the clock of this server is %s that of the cluster's first shard; sessions are judged by the clock of their server; synchronize the servers' clocks", aheadOf(s.clockReport.steady(addr, apart))))
 	}
-	for _, w := range s.warnings.List() {
-		if w.Code == warnClock && w.Node != "" && !seen[w.Node] {
-			s.warnings.Clear(ctx, warnClock, w.Node)
-		}
-	}
+	s.warnings.ClearOthers(ctx, warnClock, seen)
 }
 
 // reportClock raises or clears the warning about the process's own clock.

@@ -106,12 +106,8 @@ func (s *Store) applyGaps(ctx context.Context) error {
 
 // runReapply applies endings whenever it is asked for, until the store is closed.
 func (s *Store) runReapply() {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := s.untilClosed()
 	defer cancel()
-	s.work.Go(func() {
-		<-s.closed
-		cancel()
-	})
 	for ctx.Err() == nil {
 		select {
 		case <-s.again.signal:

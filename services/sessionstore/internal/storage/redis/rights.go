@@ -75,11 +75,7 @@ func (s *Store) checkRights(ctx context.Context) error {
 			failures = append(failures, err)
 		}
 	}
-	for _, w := range s.warnings.List() {
-		if w.Code == codeRights && !seen[w.Node] { // the node has left, or is known by its address now
-			s.warnings.Clear(ctx, codeRights, w.Node)
-		}
-	}
+	s.warnings.ClearOthers(ctx, codeRights, seen) // nodes that have left, or are known by their address now
 	if len(lacks) == 0 && len(failures) < len(servers) {
 		return nil // a node that does not answer is no reason not to use the others
 	}
@@ -89,7 +85,7 @@ func (s *Store) checkRights(ctx context.Context) error {
 // askRights makes one round trip that no breaker sees: a refusal of the script says
 // nothing about the server's health.
 func (s *Store) askRights(ctx context.Context, server *goredis.Client, args []any) (any, error) {
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, guarded{}, true), s.opts.Timeout)
+	ctx, cancel := context.WithTimeout(pastBreakers(ctx), s.opts.Timeout)
 	defer cancel()
 	cmd := goredis.NewCmd(ctx, args...)
 	err := server.Process(ctx, cmd)
@@ -204,10 +200,7 @@ const checkInterval = time.Minute
 
 // watchAccess checks rights and files until the store is closed.
 func (s *Store) watchAccess() {
-	every := checkInterval
-	if s.opts.checkEvery > 0 {
-		every = s.opts.checkEvery
-	}
+	every := s.opts.checkEvery
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {

@@ -93,10 +93,7 @@ func (sa *safety) look() {
 func (sa *safety) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	period := checkInterval
-	if sa.s.opts.checkEvery > 0 {
-		period = sa.s.opts.checkEvery
-	}
+	period := sa.s.opts.checkEvery
 	all := time.NewTicker(period)
 	defer all.Stop()
 	some := time.NewTicker(min(period, safetyLook))

@@ -30,7 +30,7 @@ type serverState struct {
 // where that is wanted. The round trip is not one of the lane's: what a server refuses
 // to report says nothing about its health, and must not move a breaker.
 func readServerState(ctx context.Context, node *goredis.Client, timeout time.Duration, config bool) (serverState, error) {
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, guarded{}, true), timeout)
+	ctx, cancel := context.WithTimeout(pastBreakers(ctx), timeout)
 	defer cancel()
 	info := goredis.NewStringCmd(ctx, "info")
 	settings := goredis.NewMapStringStringCmd(ctx, "config", "get", "save", "appendfsync", "cluster-require-full-coverage")

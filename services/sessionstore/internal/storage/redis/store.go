@@ -118,6 +118,9 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Resolve == nil {
 		o.Resolve = net.DefaultResolver.LookupHost
 	}
+	if o.checkEvery <= 0 {
+		o.checkEvery = checkInterval
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -336,6 +339,17 @@ func (s *Store) usable(ctx context.Context) error {
 		return c.err
 	}
 	return s.admit(ctx)
+}
+
+// untilClosed returns a context for work in the background, which ends when the store
+// is closed.
+func (s *Store) untilClosed() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.work.Go(func() {
+		<-s.closed
+		cancel()
+	})
+	return ctx, cancel
 }
 
 // open says whether neither the store is closed nor ctx has ended.

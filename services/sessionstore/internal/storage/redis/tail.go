@@ -102,12 +102,8 @@ func (t *tail) part(r *reader) bool {
 
 // run follows until the store is closed.
 func (t *tail) run() {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := t.s.untilClosed()
 	defer cancel()
-	t.s.work.Go(func() {
-		<-t.s.closed
-		cancel()
-	})
 	failures := 0
 	for ctx.Err() == nil {
 		err := t.follow(ctx)
